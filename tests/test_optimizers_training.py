@@ -41,6 +41,7 @@ RESUMED = [
     ("adamw_8bit", WIDE, "float32"),
     ("adamw_8bit", "full", "pure_bf16"),
     ("schedule_free", "full", "float32"),
+    ({"name": "evolution", "pairs": 1}, "full", "pure_bf16"),
     *(
         pytest.param(name, adapter, precision, marks=pytest.mark.slow)
         for name in (
@@ -51,6 +52,7 @@ RESUMED = [
             {"name": "apollo", "rank": 4},
             "paged_adamw",
             "auto",
+            {"name": "evolution", "pairs": 2, "rank": 2},
         )
         for adapter, precision in ((WIDE, "float32"), ("full", "pure_bf16"))
     ),
@@ -93,6 +95,14 @@ def test_with_its_documented_rate_each_comes_within_five_percent_of_adamw(train,
     kind = "constant_with_warmup" if optimizer == "schedule_free" else "cosine"
     found = last_losses(optimizer, rate, kind, tmp_path / "other")
     assert found < 1.05 * last_losses("adamw", 1e-3, "cosine", tmp_path / "adamw")
+
+
+@pytest.mark.slow
+def test_evolution_lowers_the_loss_at_its_documented_rate(train, tmp_path):
+    """Far less than AdamW does in as many steps, as its README says."""
+    run = train(model="demo", data=str(TRAINED_ON), adapter={**WIDE, "r": 16}, max_steps=30, warmup_steps=4,
+                optimizer={"name": "evolution", "pairs": 8}, learning_rate=1e-2)  # fmt: skip
+    assert sum(run.loss_history[-5:]) / 5 < 0.93 * run.loss_history[0]
 
 
 def test_a_schedule_free_run_evaluates_saves_and_leaves_the_average(train, data_file, logits, tmp_path):

@@ -26,6 +26,7 @@ USUAL = {"adapter": "lora", "quantizer": "none", "loss": "sft", "optimizer": "ad
 OPTIONS = {
     "adalora": {"init_r": 6, "target_r": 4},
     "apollo": {"rank": 4},
+    "evolution": {"pairs": 1},
     "infonce": {"temperature": 0.1},
 }
 ROWS = {"preference": "pairs", "unpaired": "judged", "documents": "texts"}

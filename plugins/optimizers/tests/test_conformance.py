@@ -8,6 +8,7 @@ from luthier_optimizers import (
     AdEMAMix,
     Apollo,
     Auto,
+    Evolution,
     Muon,
     PagedAdamW,
     ScheduleFree,
@@ -24,6 +25,7 @@ EXAMPLES = [
     Apollo(rank=2, refresh_steps=2, weight_decay=0.3),
     Apollo(rank=1, scale_by="tensor", max_growth=0.0),
     PagedAdamW(chunk=5, weight_decay=0.3),
+    Evolution(pairs=1, rank=2, shaping="none", weight_decay=0.3),
     Auto(memory_share=0.0, betas=(0.8, 0.95), weight_decay=0.3),
 ]
 

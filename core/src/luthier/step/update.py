@@ -20,6 +20,7 @@ from luthier.plugins.contracts.values import Multipliers, Progress
 from luthier.randomness import seed_all
 from luthier.step.evaluation.evaluate import is_coupled
 from luthier.step.losses.coupled import accumulate_coupled, list_terms
+from luthier.step.losses.estimated import estimate_gradients, estimates_gradients
 from luthier.step.losses.loss_output import weigh_output
 from luthier.step.losses.meter import Meter, divide_sums
 from luthier.step.out_of_memory import agree_memory, fit_memory
@@ -99,7 +100,9 @@ def _differentiated(setup: Setup, index: int, portion: Portion) -> tuple[list[Ba
 
 
 def accumulate_gradients(setup: Setup, index: int, batches: list[Batch]) -> Meter:
-    """Return the gradient of the global batch's objective, and its sums; the same again each time it is called."""
+    """Fill the gradients of the global batch's objective and return its sums; the same again at each call."""
+    if estimates_gradients(setup):
+        return estimate_gradients(setup, index, batches)
     if is_coupled(setup.loss):
         return accumulate_coupled(setup, index, batches)
     return _accumulate(setup, index, batches)
@@ -136,17 +139,19 @@ def _own_numbers(setup: Setup, portion: Portion, penalty: float | None) -> dict[
 
 
 def _penalty(setup: Setup) -> float | None:
-    """Backward over the adapter's penalty and the recipe's; None where there is none."""
+    """Backward over the adapter's penalty and the recipe's, but for what is estimated; None where there is none."""
     total = sum_penalties(setup.adapter, setup.penalties)
     if total is None:
         return None
-    cast(Tensor, setup.precision.scaled(total)).backward()  # it is None for None only
+    if not estimates_gradients(setup):
+        cast(Tensor, setup.precision.scaled(total)).backward()  # it is None for None only
     return float(whole_tensor(total.detach()))
 
 
 def _clip(setup: Setup) -> float:
     """Unscale the gradients, tell the adapter, and clip them; returns their norm before, over all parameters."""
-    setup.precision.unscale(_gradients(setup))
+    if not estimates_gradients(setup):
+        setup.precision.unscale(_gradients(setup))
     setup.adapter.gradients_ready()
     gradients = _gradients(setup)
     norm = whole_tensor(torch.nn.utils.get_total_norm(gradients))

@@ -22,6 +22,7 @@ from mutants.records import (
     OPTIMIZER,
     PENALTY,
     PREFERENCE,
+    PROBING,
     QUANTIZER,
     SURPRISE,
     TERNARY,
@@ -161,6 +162,9 @@ OPTIMIZERS = [
     broken(OPTIMIZER, "DecaysNorms", "respects_lr_scale_and_group_decay", "norm"),
     broken(OPTIMIZER, "RatelessPart", "learning_rate_zero_changes_nothing", "learning rate of 0"),
     broken(OPTIMIZER, "KeepsAverage", "evaluating_restores_the_weights", "after evaluating"),
+    broken(OPTIMIZER, "Probing", "estimates_gradients_from_the_objective", "does not need 'closure'"),
+    broken(PROBING, "ProbesDownhill", "estimates_gradients_from_the_objective", "downhill"),
+    broken(PROBING, "ProbesAndStays", "estimates_gradients_from_the_objective", "weights after an estimate"),
 ]
 
 QUANTIZERS = [

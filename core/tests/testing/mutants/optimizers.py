@@ -150,6 +150,36 @@ class KeepsAverage(Momentum):
         yield
 
 
+class Probing(Momentum):
+    """Estimates gradients from one opposite pair of perturbations."""
+
+    sign, restores = 1.0, True
+
+    @torch.no_grad()
+    def estimate_gradients(self, objective, seed):
+        random = torch.Generator().manual_seed(seed)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        noise = [torch.randn(p.shape, generator=random).to(p.dtype) for p in parameters]
+        held = [p.detach().clone() for p in parameters]
+        ends = []
+        for distance in (0.1, -0.1):
+            for parameter, start, shift in zip(parameters, held, noise, strict=True):
+                parameter.copy_(start + distance * shift)
+            ends.append(objective())
+        for parameter, start, shift in zip(parameters, held, noise, strict=True):
+            if self.restores:
+                parameter.copy_(start)
+            parameter.grad = shift * (self.sign * (ends[0] - ends[1]) / 0.2)
+
+
+class ProbesDownhill(Probing):
+    sign = -1.0
+
+
+class ProbesAndStays(Probing):
+    restores = False
+
+
 class TakesNoGroups(Momentum):
     def build(self):
         raise AssertionError

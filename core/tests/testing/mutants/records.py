@@ -132,6 +132,7 @@ OPTIMIZER = OptimizerRecord(
     options=MomentumOptions,
     build="mutants.optimizers:Momentum",
 )
+PROBING = attrs.evolve(OPTIMIZER, name="mutant-probing", build="mutants.optimizers:Probing", needs="closure")
 QUANTIZER = QuantizerRecord(
     name="mutant-rows",
     summary="Int8 codes with a scale for each row.",

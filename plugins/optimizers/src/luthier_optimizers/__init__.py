@@ -7,7 +7,17 @@ from typing import Any
 
 from luthier import OptimizerRecord, hookimpl
 
-from luthier_optimizers.options import Adafactor, AdamW8bit, AdEMAMix, Apollo, Auto, Muon, PagedAdamW, ScheduleFree
+from luthier_optimizers.options import (
+    Adafactor,
+    AdamW8bit,
+    AdEMAMix,
+    Apollo,
+    Auto,
+    Evolution,
+    Muon,
+    PagedAdamW,
+    ScheduleFree,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -16,6 +26,7 @@ __all__ = [
     "AdamW8bit",
     "Apollo",
     "Auto",
+    "Evolution",
     "Muon",
     "PagedAdamW",
     "ScheduleFree",
@@ -26,7 +37,7 @@ __all__ = [
 
 @hookimpl
 def luthier_optimizers() -> Iterable[OptimizerRecord]:
-    return [*_frugal_optimizers(), *_other_optimizers()]
+    return [*_frugal_optimizers(), *_other_optimizers(), *_gradient_free_optimizers()]
 
 
 def _frugal_optimizers() -> list[OptimizerRecord]:
@@ -85,6 +96,19 @@ def _other_optimizers() -> list[OptimizerRecord]:
             summary="AdEMAMix: AdamW with a second, slow momentum: 12 bytes a weight.",
             options=AdEMAMix,
             build="luthier_optimizers.parts:AdEMAMixPart",
+        ),
+    ]
+
+
+def _gradient_free_optimizers() -> list[OptimizerRecord]:
+    """Return the optimizers that run no backward."""
+    return [
+        OptimizerRecord(
+            name="evolution",
+            summary="Evolution strategies: AdamW on a gradient estimated by forward passes alone, without backward.",
+            options=Evolution,
+            build="luthier_optimizers.evolution:EvolutionPart",
+            needs="closure",
         ),
     ]
 

@@ -118,6 +118,25 @@ class PagedAdamW:
 
 
 @attrs.frozen(kw_only=True)
+class Evolution:
+    """Options of the optimizer `evolution`."""
+
+    sigma: float = option(0.02, help="Standard deviation of the perturbations of each weight.", low=1e-4)
+    pairs: int = option(16, help="Pairs of opposite perturbations in a step; each costs two forward passes.", low=1)
+    shaping: Literal["ranks", "z_score", "none"] = option(
+        "ranks",
+        help="How losses become weights of perturbations: by their `ranks` from -1/2 to 1/2, by `z_score`, or as they "
+        "are; `none` with an infinite number of pairs gives the gradient.",
+    )
+    rank: int = option(
+        0, help="Rank of the perturbation of a matrix, whose two factors are drawn; 0: each weight is drawn.", low=0
+    )
+    betas: tuple[float, float] = option((0.9, 0.999), help=BETAS, low=0.0, high=0.9999)
+    eps: float = option(1e-8, help=EPS, low=1e-12)
+    weight_decay: float = option(0.0, help=DECAY, low=0.0)
+
+
+@attrs.frozen(kw_only=True)
 class Auto:
     """Options of the optimizer `auto`."""
 

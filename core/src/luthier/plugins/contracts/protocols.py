@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import types
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
@@ -229,6 +229,16 @@ class Optimizer(Protocol):
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
         """Return a torch optimizer over the groups (see `Group.settings`). The core sets `lr` before every step."""
         ...
+
+    def estimate_gradients(self, objective: Callable[[], float], seed: int) -> None:
+        """Fill the gradients of the parameters from values of the objective alone; by default backward computes them.
+
+        It is for optimizers without backward, whose record needs "closure". An optimizer that has this method is asked
+        in every step before `step`, and no activation is kept. `objective()` returns the loss of the global batch,
+        penalties included, at the weights as they are, with the same random numbers at each call; every rank must call
+        it equally often. `seed` (below 2^63) follows from the run's seed and the step. The weights must have the same
+        bits afterwards, also if `objective` raises. A gradient that is not finite leaves the step out.
+        """
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Return a context for evaluation and saving, in which the parameters hold the weights to be used.

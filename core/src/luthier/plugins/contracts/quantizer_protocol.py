@@ -23,8 +23,7 @@ class Quantizer(Protocol):
     A quantized layer keeps the attributes `in_features` and `out_features`. A layer belongs to this quantizer if
     `dequantize` returns a weight for it. A merge replaces each quantized layer by a dense one with the dequantized
     weight, and then merges the adapter into that weight, not into the weight of the checkpoint. `trains` and
-    `mergeable` are taken from the record; an object that is passed in Python sets them as attributes. A layer that
-    stands for transformers' `Conv1D`, whose weight is [in, out] in files, has `transposed = True`.
+    `mergeable` are taken from the record; an object that is passed in Python sets them as attributes.
 
     A quantized layer that replaces a `Conv1D` of transformers, whose weight is [in, out] in a checkpoint, sets
     `transposed = True`. A layer that rounds activations sets `rounds_activations = True`.

@@ -23,6 +23,8 @@ def given_tags(recipe: Settings, device: str, chosen: list[Chosen]) -> dict[str,
     `device` is cpu, cuda, mps, or auto for the tags of all.
     """
     given = {"calibration-data": "the training data", **other_model_tags(recipe, chosen)}
+    if all(part.kind != "trainer" for part in chosen):
+        given["closure"] = "the run"
     if recipe.packing:
         given["packing"] = "the run (packing: true)"
     if device in ("cuda", "auto"):

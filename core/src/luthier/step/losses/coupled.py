@@ -48,9 +48,18 @@ def accumulate_coupled(setup: Setup, index: int, batches: list[Batch]) -> Meter:
     return meter
 
 
-def measure_group(setup: Setup, batches: Sequence[Batch]) -> Meter:
-    """Return the sums and weights of the rows that `batches` hold over all ranks, scored together, without gradient."""
-    scored, own = [setup.step(batch, setup.step.compute_scores) for batch in batches], Meter()
+def measure_group(setup: Setup, batches: Sequence[Batch], index: int | None = None) -> Meter:
+    """Return the sums and weights of the rows that `batches` hold over all ranks, scored together, without gradient.
+
+    The random numbers are those of step `index` (from 0); None: in an evaluation, which draws none.
+    """
+    if index is None:
+        scored = [setup.step(batch, setup.step.compute_scores) for batch in batches]
+    else:
+        scored = [_score(setup, index, number, batch) for number, batch in enumerate(batches)]
+        agree_memory(setup, last=False)
+        seed_all(setup.recipe.seed, index)
+    own = Meter()
     for batch, terms, (_, _, router) in zip(batches, list_terms(setup, batches), scored, strict=True):
         if not batch.idle:
             own.add(router, terms)

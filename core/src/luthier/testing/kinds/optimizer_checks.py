@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 from hypothesis import strategies as st
 
+from luthier.plugins.completion import has_default
 from luthier.plugins.contracts.values import Group
-from luthier.testing.laws import Subject, law
+from luthier.testing.laws import Subject, law, not_run
 from luthier.testing.strategies import drawn_seeds
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 RATE: Final = 0.01
 RATES: Final = (1.0, 0.1, 0.01, 0.001)  # at least one of them must suit the optimizer
+ESTIMATES: Final = 8  # seeds whose estimates are compared with the gradient
 DTYPES: Final = ("float32", "bfloat16", "float64")
 
 
@@ -38,6 +40,12 @@ class Bowl:
     def set_gradients(self) -> None:
         for i, (parameter, target) in enumerate(zip(self.parameters, self.targets, strict=True)):
             parameter.grad = ((parameter.detach() - target) * (i + 1)).to(parameter.dtype)
+
+    def gradients(self) -> Tensor:
+        """Return all gradients in a row, in float64."""
+        import torch
+
+        return torch.cat([p.grad.double().flatten() for p in self.parameters if p.grad is not None])
 
     def values(self) -> list[Tensor]:
         return [p.detach().clone() for p in self.parameters]
@@ -62,26 +70,29 @@ def bowl(seed: int = 0, dtype: str = "float32", **settings: Any) -> Bowl:
     return Bowl(groups=groups, targets=[drawn(*p.shape) for g in groups for p in g.parameters])
 
 
-def take_step(subject: Subject, optimizer: torch.optim.Optimizer, world: Bowl, rate: float = RATE) -> None:
+def fill_gradients(part: Any, world: Bowl, step: int) -> None:
+    """Fill the gradients of step `step` (from 0) as the loop does: by backward, or as the optimizer estimates them."""
+    if has_default(part, "optimizer", "estimate_gradients"):
+        world.set_gradients()
+    else:
+        part.estimate_gradients(world.value, step)
+
+
+def take_step(optimizer: torch.optim.Optimizer, rate: float = RATE) -> None:
     """Take one step as the loop does: set each group's rate from its `lr_scale`, then step."""
     for group in optimizer.param_groups:
         assert "lr_scale" in group, "a group of the optimizer lost its lr_scale; build it from Group.settings()"
         group["lr"] = rate * group["lr_scale"]
-
-    def closure() -> float:
-        world.set_gradients()
-        return world.value()
-
-    optimizer.step(*([closure] if "closure" in subject.record.needs else []))
+    optimizer.step()
 
 
 def _ran(subject: Subject, options: Any, world: Bowl, steps: int, rate: float = RATE) -> tuple[Any, Any]:
     """Return the part and its optimizer after some steps."""
     part = subject.build(options)
     optimizer = part.build(world.groups)
-    for _ in range(steps):
-        world.set_gradients()
-        take_step(subject, optimizer, world, rate)
+    for step in range(steps):
+        fill_gradients(part, world, step)
+        take_step(optimizer, rate)
     return part, optimizer
 
 
@@ -106,11 +117,12 @@ def resumes_exactly(subject: Subject, options: Any, seed: int, dtype: str) -> No
     resumed = bowl(seed, dtype)
     for parameter, weight in zip(resumed.parameters, carried["weights"], strict=True):
         parameter.data.copy_(weight)
-    second = subject.build(options).build(resumed.groups)
+    part = subject.build(options)
+    second = part.build(resumed.groups)
     restore_optimizer(second, carried["optimizer"])
-    for _ in range(2):
-        resumed.set_gradients()
-        take_step(subject, second, resumed)
+    for step in (2, 3):
+        fill_gradients(part, resumed, step)
+        take_step(second)
     _equal(resumed.values(), straight.values(), "a resumed run against a straight one")
 
 
@@ -134,11 +146,12 @@ def leaves_parameters_without_gradient(subject: Subject, options: Any, seed: int
     world = bowl(seed, weight_decay=decay)
     silent = world.parameters[0]
     before = silent.detach().clone()
-    optimizer = subject.build(options).build(world.groups)
-    for _ in range(3):
-        world.set_gradients()
+    part = subject.build(options)
+    optimizer = part.build(world.groups)
+    for step in range(3):
+        fill_gradients(part, world, step)
         silent.grad = None
-        take_step(subject, optimizer, world)
+        take_step(optimizer)
     assert torch.equal(silent.detach(), before), "a parameter without gradient was changed"
 
 
@@ -187,8 +200,9 @@ def respects_lr_scale_and_group_decay(subject: Subject, options: Any, seed: int)
     _ran(subject, options, decayed, 2)
     alike = [i for i, (a, b) in enumerate(zip(plain.values(), decayed.values(), strict=True)) if a.equal(b)]
     assert not alike, f"a group's weight_decay of 0.5 or 0 makes no difference for parameters {alike}"
-    own = bowl(seed)
-    _ran(subject, options, own, 2)
+    own, plain = bowl(seed), bowl(seed, weight_decay=0.0)
+    for world in (own, plain):
+        _ran(subject, options, world, 1)  # after which an estimate would depend on the other parameters' decay
     _equal(own.values()[-1:], plain.values()[-1:], "a norm without a decay of its own must not decay")
 
 
@@ -216,10 +230,43 @@ def evaluating_restores_the_weights(subject: Subject, options: Any, seed: int) -
             _equal(evaluated.values(), shown, "weights within a second evaluating")
         _equal(evaluated.values(), shown, "weights after a second evaluating")
     _equal(evaluated.values(), before, "weights after evaluating against those before")
-    for _ in range(2):
-        evaluated.set_gradients()
-        take_step(subject, optimizer, evaluated)
+    for step in (2, 3):
+        fill_gradients(part, evaluated, step)
+        take_step(optimizer)
     _equal(evaluated.values(), straight.values(), "a run that evaluated against one that did not")
+
+
+@law(10, seed=drawn_seeds(), dtype=st.sampled_from(DTYPES))
+def estimates_gradients_from_the_objective(subject: Subject, options: Any, seed: int, dtype: str) -> None:
+    """An estimate fills every gradient, follows from the seed, leaves the weights, and on average points uphill.
+
+    The record must say that it needs the run's "closure".
+    """
+    import torch
+
+    world, part = bowl(seed, dtype), subject.build(options)
+    if has_default(part, "optimizer", "estimate_gradients"):
+        not_run("backward computes its gradients")
+    assert "closure" in subject.record.needs, "it estimates gradients, and its record does not need 'closure'"
+    part.build(world.groups)
+    estimates = [_estimate(part, world, number) for number in range(ESTIMATES)]
+    _equal([_estimate(part, world, 0)], estimates[:1], "a second estimate from the same seed")
+    assert not torch.equal(estimates[0], estimates[1]), "another seed gives the same estimate"
+    world.set_gradients()
+    slope = float(world.gradients() @ sum(estimates))
+    assert slope > 0, f"the mean of {ESTIMATES} estimates points downhill: {slope:.3g}"
+
+
+def _estimate(part: Any, world: Bowl, seed: int) -> Tensor:
+    """Return all gradients that a part estimates, and check that it leaves the weights."""
+    before = world.values()
+    for parameter in world.parameters:
+        parameter.grad = None
+    part.estimate_gradients(world.value, seed)
+    _equal(world.values(), before, "weights after an estimate against those before")
+    missing = [i for i, p in enumerate(world.parameters) if p.grad is None]
+    assert not missing, f"the gradients of parameters {missing} were not filled"
+    return world.gradients()
 
 
 def live(subject: Subject, options: Any) -> None:
