@@ -13,7 +13,7 @@ from luthier.plugins.options import describe_options
 from luthier.scaffold import make_package, render
 
 KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback", "provider", "operation", "exporter", "metric",
-         "penalty")  # fmt: skip
+         "penalty", "trainer")  # fmt: skip
 LISTS = {"callback": "callbacks", "metric": "metrics", "penalty": "penalties"}
 TRAINING = tuple(kind for kind in KINDS if kind != "provider")  # which trains elsewhere
 PIP = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
@@ -110,6 +110,8 @@ def tried(kind, folder):
     global halting
     own = {"loss": "sample-pairs", "data": pairs} if kind == "pairs" else {kind: f"sample-{kind}"}
     settings = {**common, **own}
+    if kind == "trainer":
+        del settings["global_batch_size"], settings["memory_check"]
     if kind in ("operation", "exporter", "metric", "penalty"):
         del settings[kind]
     if kind == "metric":

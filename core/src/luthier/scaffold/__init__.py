@@ -30,6 +30,7 @@ SUMMARIES: Final = {
     "exporter": "Every weight of a model in one file of numpy arrays.",
     "metric": "Share of answers that are their reference, word for word.",
     "penalty": "Smooth absolute values of the trained weights.",
+    "trainer": "A loop of its own, which learns the words of the prompts.",
 }
 DATA: Final = ("tokens", "preference")  # kinds of rows for a loss
 REQUIREMENTS: Final = {  # requirements besides attrs and luthier, as they continue a TOML list
@@ -43,13 +44,24 @@ REQUIREMENTS: Final = {  # requirements besides attrs and luthier, as they conti
     "exporter": ', "numpy>=1.26", "torch>=2.11"',
     "metric": "",
     "penalty": ', "torch>=2.11"',
+    "trainer": ', "torch>=2.11"',
 }
 EXTRAS: Final = {"provider": "[hosted]"}  # extras of luthier itself
 TAKEN: Final = frozenset(  # names that the templates import or define
     ("Any", "Batch", "Callable", "Context", "Group", "Iterable", "Iterator", "Literal", "LossOutput", "LuthierError")
-    + ("Mapping", "Multipliers", "Path", "Progress", "RoundedLinear", "ScaledLayer", "Tensor")
+    + ("Mapping", "Multipliers", "Path", "Progress", "PromptRow", "RoundedLinear", "ScaledLayer", "Tensor")
     + ("Capabilities", "DataFile", "EventPage", "JobArtifact", "JobEvent", "JobSpec", "JobState", "JobStatus")
-    + ("ProviderError", "Reply", "Secret", "Sequence", "ServiceClient", "ServiceRow", "SettingRule", "Wanted")
+    + (
+        "ProviderError",
+        "Reply",
+        "Secret",
+        "Sequence",
+        "ServiceClient",
+        "ServiceRow",
+        "SettingRule",
+        "TrainerSession",
+        "Wanted",
+    )
     + tuple(record.__name__ for record in RECORDS.values())
 )
 COMMON: Final = {  # file of the package -> its template; further files depend on the kind
@@ -85,9 +97,6 @@ def make_package(name: str, kind: str, folder: Path, data: str = "tokens") -> Pa
 
 def render(name: str, kind: str, data: str = "tokens") -> dict[str, str]:
     """Path -> text of every file of the package, without writing any."""
-    if not _has_template(f"{kind}/part.py.txt"):
-        remedy = "See docs/hooks.md for its record and protocol."
-        raise LuthierError("part-unsupported", f"there is no beginning of a {kind}", where="kind", remedy=remedy)
     templates = kind if data == "tokens" else f"{kind}-{data}"
     identifier = name.replace("-", "_")
     words = {
