@@ -103,7 +103,8 @@ def draw_findings(prepared: PreparedJob) -> None:
         screen.print(f"{finding.level}: {place}{finding.message}", style="yellow", soft_wrap=True)
     if prepared.cost is not None and prepared.cost.amount is not None:
         cost = prepared.cost
-        screen.print(f"about {cost.amount:g} {cost.currency} for {cost.tokens:,} tokens: {cost.basis}", soft_wrap=True)
+        tokens = "" if cost.tokens is None else f" for {cost.tokens:,} tokens"
+        screen.print(f"about {cost.amount:g} {cost.currency}{tokens}: {cost.basis}", soft_wrap=True)
     elif prepared.cost is not None:
         screen.print(f"price unknown: {prepared.cost.basis}", style="yellow", soft_wrap=True)
 

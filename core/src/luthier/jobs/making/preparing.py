@@ -50,7 +50,7 @@ def make_room(folder: Path, now: float) -> Path:
 async def prepare_job(
     reading: Reading, ready: ReadyProvider, room: Path, now: float, max_cost: float | None = None
 ) -> PreparedJob:
-    """Write the job's files into its folder, and return the job. Nothing is sent.
+    """Write the job's files into its folder, and return the job. At most its price is asked for.
 
     Raises the first of all errors, with the others in its text.
     """
@@ -75,8 +75,16 @@ async def prepare_job(
     if capabilities.takes == "recipe":
         findings = list(await part.validate(spec))
         raise_refusals(findings, ready.name)
-        return PreparedJob(spec=spec, findings=findings, cost=None)
+        return PreparedJob(spec=spec, findings=findings, cost=await _ask_price(spec, ready))
     return await _prepare_rows(reading, loss, spec, ready, capabilities)
+
+
+async def _ask_price(spec: JobSpec, ready: ReadyProvider) -> CostEstimate | None:
+    """Return the price that the provider states for a recipe. Raises `cost-above` if it is more than is allowed."""
+    price = await ready.part.estimate(spec, {})
+    if price is not None:
+        check_cost(price, spec.max_cost)
+    return price
 
 
 async def _prepare_rows(

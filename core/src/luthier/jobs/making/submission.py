@@ -74,7 +74,7 @@ class Submission:
                 callback = None if self._told is None else _role_told(self._told, role)
                 remote = await self.provider.upload(job.spec, file, known, callback)
                 job = self.store.note_upload(job, role, remote, self.clock.now())
-            estimate = await self.provider.estimate(job.spec, job.uploads)
+            estimate = await self.provider.estimate(job.spec, job.uploads) if job.spec.files else None
             if estimate is not None:
                 check_cost(estimate, job.spec.max_cost)
         except (ProviderError, LuthierError) as error:

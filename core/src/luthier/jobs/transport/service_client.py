@@ -167,12 +167,19 @@ class ServiceClient:
 
     @asynccontextmanager
     async def open_stream(
-        self, address: str, *, params: Any = None, headers: Mapping[str, str] | None = None, bare: bool = False
+        self,
+        address: str,
+        *,
+        params: Any = None,
+        headers: Mapping[str, str] | None = None,
+        bare: bool = False,
+        post: Any = None,
     ) -> AsyncIterator[Opened]:
         """GET a body to read block by block: from a path of the service, or with `bare` from a signed link, without a
-        key.
+        key. With `post`, a JSON document, it is POSTed for.
         """
-        where = redact_link(address) if bare else self._where("GET", address)
+        method = "GET" if post is None else "POST"
+        where = redact_link(address) if bare else self._where(method, address)
         if bare:
             check_address(address, "download link")
         client, link = (self._bare, address) if bare else (self._client, f"{self.base_url}{address}")
@@ -180,7 +187,7 @@ class ServiceClient:
         with _Translated(where):
             async with (
                 self._pace.take_turn(),
-                client.stream("GET", link, params=params, headers=given, timeout=FILE_TIMES) as answer,
+                client.stream(method, link, params=params, json=post, headers=given, timeout=FILE_TIMES) as answer,
             ):
                 named = {k.lower(): v for k, v in answer.headers.items()}
                 if answer.status_code >= 400:

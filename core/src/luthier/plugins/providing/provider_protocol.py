@@ -73,7 +73,10 @@ class Provider(Protocol):
         raise LuthierError("part-unsupported", "this provider takes no rows", where="provider")
 
     async def estimate(self, job: JobSpec, uploads: Mapping[str, str]) -> CostEstimate | None:
-        """Return the cost that the service states after the upload, or None if it states none."""
+        """Return the cost that the service states, or None if it states none.
+
+        It is asked after the upload of rows, or, by a provider that takes recipes, before anything is sent.
+        """
         return None
 
     async def upload(self, job: JobSpec, file: DataFile, known: str | None, progress: Progress | None) -> str:
