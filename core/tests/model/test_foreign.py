@@ -21,7 +21,8 @@ CONFIGS = {  # what stands in config.json: what the error says
     "hidden_size: 0": ({"hidden_size": 0}, "hidden_size"),
     "heads: x": ({"num_attention_heads": "x"}, "num_attention_heads"),
     "vocabulary": ({"vocab_size": 10**12}, "16,777,216"),
-    "layers": ({"num_hidden_layers": 10**9}, "4,096"),
+    "layers": ({"num_hidden_layers": 10**9}, "1,024"),
+    "head_dim": ({"head_dim": 2**31}, "65,536"),
     "no layers": ({"num_hidden_layers": -1}, "found -1"),
     "dtype": ({"dtype": "float7"}, "float7"),
     "activation": ({"hidden_act": "nonsense"}, "nonsense"),
@@ -79,6 +80,13 @@ def test_a_file_that_is_not_what_its_name_says_is_named(name, content, broken, t
     assert name in refusal(luthier.train, broken(name, content), tmp_path)
     if name != "tokenizer.json":  # without rows no tokenizer is asked for
         assert name in refusal(luthier.plan, broken(name, content), tmp_path)
+
+
+@pytest.mark.parametrize("found", ["x", [1, 2], {}])
+def test_a_setting_with_which_the_tokenizer_fails_is_told_before_any_row_is_read(found, broken, tmp_path):
+    settings_of_it = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": found}
+    folder = broken("tokenizer_config.json", json.dumps(settings_of_it))
+    assert "tokenizer_config.json" in refusal(luthier.train, folder, tmp_path)
 
 
 @pytest.mark.parametrize("held", [{"a": torch.zeros(2)}, print])

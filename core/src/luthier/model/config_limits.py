@@ -11,7 +11,8 @@ from luthier.model.weights.stored_layers import prepare_library
 LIMITS: Final = {  # the largest values that are accepted: beyond every model, so that a typing error ends at once
     "vocab_size": 2**24,
     "hidden_size": 2**20,
-    "num_hidden_layers": 2**12,
+    "head_dim": 2**16,
+    "num_hidden_layers": 2**10,
     "num_attention_heads": 2**16,
     "num_key_value_heads": 2**16,
     "num_local_experts": 2**16,

@@ -30,7 +30,10 @@ def tokenizer_at(name: str, revision: str = "main") -> Any:
     import transformers
 
     with explain_reading(name, file="tokenizer.json", said="no tokenizer"):
-        return transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    with explain_reading(name, file="tokenizer_config.json", said="the tokenizer cannot be used"):
+        tokenizer.decode(tokenizer("a")["input_ids"])  # its settings are not looked at before
+    return tokenizer
 
 
 def load_config(name: str, revision: str = "main", code: str = "model-not-found") -> Any:
