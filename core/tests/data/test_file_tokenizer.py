@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 
+import luthier
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from luthier import LuthierError
 from luthier.data.formats.wanted import TOKENS
 from luthier.data.prepare import prepare_data
 from luthier.data.tokenise.chat_template import load_template
@@ -238,3 +240,25 @@ def test_inspect_imports_neither_torch_nor_transformers(tmp_path):
     done = subprocess.run([sys.executable, "-c", source], check=True, capture_output=True, text=True)
     assert "tokens supervised" in done.stdout
     assert not {"torch", "transformers"} & set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("damage", [{"decoder": {"type": 0}}, {"added_tokens": [1]}], ids=str)
+def test_a_damaged_file_is_explained_by_the_code_that_reads_models(damage, chat, tmp_path):
+    chat("chatml").save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(LuthierError) as caught:
+        luthier.inspect(model=str(tmp_path), data=[{"prompt": "a", "completion": "b"}])
+    assert (caught.value.code, caught.value.where) == ("model-not-found", str(path))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_text_that_the_tokenizer_refuses_is_named_by_its_row(own, tmp_path):
+    """A vocabulary of pieces without an unknown one has no token for a new character."""
+    core = Tokenizer(models.Unigram([("a", -1.0), ("<s>", -2.0)]))
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<s>").save_pretrained(tmp_path)
+    read = read_tokenizer(Model(name_or_path=str(tmp_path))) if own else AutoTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": "ab"}\n')
+    with pytest.raises(LuthierError) as caught:
+        prepare_data(Data(train=[Source(path=str(tmp_path / "rows.jsonl"))], cache=False), read, seed=0)
+    assert (caught.value.code, caught.value.where) == ("data-row", f"{tmp_path / 'rows.jsonl'}:2")

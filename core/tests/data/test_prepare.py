@@ -15,6 +15,8 @@ from luthier import LuthierError
 from luthier.data.examples import IGNORED, TokenDataset, TokenExample
 from luthier.data.prepare import check_token_ids, prepare_data
 from luthier.recipe.schema import Data, Source
+from tokenizers import Tokenizer, models, processors
+from transformers import PreTrainedTokenizerFast
 
 QUIET = settings(max_examples=25, deadline=None)
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
@@ -289,3 +291,13 @@ def test_a_files_rows_are_read_once_so_that_even_a_pipe_can_be_a_source(chat, tm
 
 def test_a_format_is_recognised_behind_a_hundred_rows_that_hold_nothing(chat, made):
     assert made([{"text": ""}] * 150 + [{"text": "abc"}] * 2, chat("chatml"), bad_rows="drop").report.examples == 2
+
+
+def test_a_row_of_which_the_tokenizer_makes_nothing_has_no_supervised_token(made):
+    """A post-processor without a place for the text drops all of it."""
+    core = Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="a"))
+    core.post_processor = processors.TemplateProcessing(single="</s>", special_tokens=[("</s>", 1)])
+    template = "{% for message in messages %}{{ message.content }}</s>{% endfor %}"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", chat_template=template)
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+    refused("data-unsupervised", made, [{"messages": talk}], tokenizer)

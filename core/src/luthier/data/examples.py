@@ -37,7 +37,8 @@ class TokenExample:
     def num_supervised(self) -> int:
         """Return the number of labels that can be predicted. The first token of a document never can."""
         counted = self.labels != IGNORED
-        counted[self.heads] = False
+        if len(counted):  # a tokenizer may make nothing of a text
+            counted[self.heads] = False
         return int(counted.sum())
 
     @property

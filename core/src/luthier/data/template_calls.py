@@ -65,10 +65,11 @@ def guard_rendering(render: Any) -> Any:
         problem = f"the chat template is not valid Jinja: {error}"
         raise LuthierError("template-unprovable", problem, remedy="Correct the template.") from None
     except Exception as error:  # a template may compute anything, and so may raise anything
-        reason = str(error) if isinstance(error, jinja2.TemplateError) and str(error) else _typed(error)
+        reason = str(error) if isinstance(error, jinja2.TemplateError) and str(error) else typed_reason(error)
         problem = f"the chat template refuses this conversation: {reason}"
         raise LuthierError("data-row", problem, remedy="Change the row, or use a template that takes it.") from None
 
 
-def _typed(error: Exception) -> str:
+def typed_reason(error: Exception) -> str:
+    """Return an exception of any library as one line, with its kind."""
     return f"{type(error).__name__}: {show_value(str(error), 200)[1:-1]}".removesuffix(": ")

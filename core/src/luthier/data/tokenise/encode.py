@@ -12,6 +12,7 @@ import numpy as np
 from luthier.data.examples import IGNORED, TokenExample
 from luthier.data.formats.forms import Completion, Document
 from luthier.data.read.row import broken_row
+from luthier.data.template_calls import typed_reason
 from luthier.data.tokenise.supervised_spans import Rendered, Span
 from luthier.errors import LuthierError
 
@@ -98,7 +99,10 @@ class Encoder:
 
         Spans are None if a prompt before a span would have other tokens by itself.
         """
-        encoded = self._ids([text.text for text in texts])
+        try:
+            encoded = self._ids([text.text for text in texts])
+        except Exception as error:  # each tokenizer raises its own
+            raise self._refusal(texts, error) from None
         ids = encoded["input_ids"]
         if not encoded.is_fast:  # without offsets only texts without spans can be tokenised whole
             return [(ids[i], None if text.spans else []) for i, text in enumerate(texts)]
@@ -107,6 +111,18 @@ class Encoder:
         alone = self._alone({head for row in heads for head, _ in row})
         is_same = [all(alone[head] == tokens for head, tokens in row) for row in heads]
         return [one if whole else (one[0], None) for one, whole in zip(tokenised, is_same, strict=True)]
+
+    def _refusal(self, texts: Sequence[Rendered], error: Exception) -> LuthierError:
+        """Return the error for the first text that the tokenizer refuses, which has raised `error` for all of them."""
+        refused = texts[0]
+        for text in texts:
+            try:
+                self._ids([text.text])
+            except Exception as own:
+                refused, error = text, own
+                break
+        problem = f"the tokenizer refuses this text: {typed_reason(error)}"
+        return LuthierError("data-row", problem, where=refused.where, found=refused.text)
 
     def _heads(self, encoded: Any, row: int, text: Rendered, tokenised: Tokenised) -> list[tuple[str, list[int]]]:
         """Return the text from the last special token before each span up to the span, and its tokens."""
@@ -193,7 +209,10 @@ def _decodes_plainly(tokenizer: Any) -> bool:
     names, fast = ("decode", "batch_decode", "_decode"), transformers.PreTrainedTokenizerFast
     if not isinstance(tokenizer, fast) or any(getattr(type(tokenizer), n) is not getattr(fast, n) for n in names):
         return False
-    tokens = [tokenizer(" a\u00e9b , c's\n")["input_ids"], sorted(tokenizer.added_tokens_decoder)]
+    try:
+        tokens = [tokenizer(" a\u00e9b , c's\n")["input_ids"], sorted(tokenizer.added_tokens_decoder)]
+    except Exception:  # it has no token for one of these characters
+        return False
     own = tokenizer.batch_decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return bool(own == tokenizer.backend_tokenizer.decode_batch(tokens, skip_special_tokens=False))
 
