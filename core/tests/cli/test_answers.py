@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from luthier.cli.screen.answers import Answer, Turns, conclude_command
 from luthier.cli.screen.tables import draw_section, plain_table
+from luthier.error_lists import join_errors
 from luthier.errors import CODES, LuthierError
 
 
@@ -61,6 +62,15 @@ def test_an_error_of_a_verb_of_turns_is_a_document_on_one_line(capsys):
     assert conclude_command(lambda: turns, as_json=True) == 2
     first, last = map(json.loads, capsys.readouterr().out.splitlines())
     assert (first, last["error"]["code"]) == ({"turn": 1}, "data-row")
+
+
+def test_errors_with_the_same_problem_share_a_line_and_those_with_the_same_remedy_tell_it_once(capsys):
+    told = [("a", "one", "Do this."), ("b", "two", "Do that."), ("c", "one", "Do this."), ("d", "three", "Do this.")]
+    errors = [LuthierError("data-row", problem, where=place, remedy=remedy) for place, problem, remedy in told]
+    conclude_command(raising(join_errors(errors)), as_json=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith(("  ", "Do"))] == ["  a", "  c", "Do this.", "Do that."]
+    assert [line.startswith("error: ") for line in lines].count(True) == 3
 
 
 def test_a_long_error_stays_on_one_line(capsys):

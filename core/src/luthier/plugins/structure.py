@@ -11,7 +11,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -99,7 +99,8 @@ def converter() -> Converter:
 
 def wrong_value(value: object, expected: str) -> LuthierError:
     if bare_value(value) is None:
-        return LuthierError("recipe-wrong-type", f"expected {expected}, and nothing is given")
+        remedy = "Leave it out, or write a value of the type named."
+        return LuthierError("recipe-wrong-type", f"expected {expected}, and nothing is given", remedy=remedy)
     return LuthierError("recipe-wrong-type", f"expected {expected}", found=bare_value(value))
 
 
@@ -234,15 +235,32 @@ def _sequence(made: Converter, value: object, hint: Any) -> object:
         each = arguments
     else:
         each = [arguments[0] if arguments else Any] * len(value)
-    items = [_inside(made, item, kind, str(i)) for i, (item, kind) in enumerate(zip(value, each, strict=True))]
-    return SEQUENCES[origin](items)
+    pairs = enumerate(zip(value, each, strict=True))
+    return SEQUENCES[origin](_all_inside(made, ((item, kind, str(i)) for i, (item, kind) in pairs)))
 
 
 def _mapping(made: Converter, value: object, hint: Any) -> object:
     if not isinstance(value, collections.abc.Mapping):
         raise wrong_value(value, "a mapping")
     key, item = typing.get_args(hint) or (Any, Any)
-    return {_inside(made, k, key, str(k)): _inside(made, v, item, str(k)) for k, v in value.items()}
+    keys = _all_inside(made, ((k, key, str(k)) for k in value))
+    return dict(zip(keys, _all_inside(made, ((v, item, str(k)) for k, v in value.items())), strict=True))
+
+
+def _all_inside(made: Converter, values: Iterable[tuple[object, Any, str]]) -> list[Any]:
+    """Return each value as its type. Raises the errors of all of them at once, up to as many as are told."""
+    read: list[Any] = []
+    errors: list[LuthierError] = []
+    for value, hint, place in values:
+        try:
+            read.append(_inside(made, value, hint, place))
+        except LuthierError as error:
+            errors.append(error)
+            if len(errors) > TOLD:
+                break
+    if errors:
+        raise join_errors(errors)
+    return read
 
 
 def _inside(made: Converter, value: object, hint: Any, place: str) -> Any:

@@ -13,7 +13,7 @@ from luthier.plugins.fields.hints import KEY
 from luthier.plugins.options import describe_options, is_default
 from luthier.plugins.records import as_tags
 from luthier.plugins.registry import Offer, Plugins, Source, check_part, installed_plugins
-from luthier.plugins.structure import Written, bare_value, structure_value
+from luthier.plugins.structure import Written, bare_value, structure_value, wrong_value
 
 if TYPE_CHECKING:
     from luthier.plugins.records import Record
@@ -125,8 +125,7 @@ def find_part(value: Any, kind: str, where: str, plugins: Plugins) -> Part:
     if isinstance(value, Mapping):
         return _named(value, kind, where, plugins)
     if value is None or isinstance(value, (bool, int, float, list, tuple)):
-        problem = f"expected {_article(kind)}: a name, or {{name: ..., options}}"
-        raise LuthierError("recipe-wrong-type", problem, where=where, found=value)
+        raise wrong_value(value, f"{_article(kind)}: a name, or {{name: ..., options}}").at(where)
     return _object(value, kind, where, plugins)
 
 

@@ -143,23 +143,38 @@ def print_line(level: str, event: str, **fields: Any) -> None:
 
 
 def print_error(error: LuthierError) -> None:
-    """Print a red line and its remedy on standard error, for the error and for each one joined to it.
+    """Print a red line and its remedy on standard error, for the error and for those joined to it.
 
-    If the user stopped the command, that is not an error but a yellow notice.
+    Places with the same problem share one, and problems with the same remedy are neighbours. If the user stopped
+    the command, that is not an error but a yellow notice.
     """
     from rich.text import Text
 
     screen = make_console(stderr=True)
-    errors = (error, *error.also)
-    for single, following in itertools.zip_longest(errors, errors[1:]):
-        line = re.sub(r"\n(?!  )", " ", single.line)  # lists keep their lines
-        stopped = single.code == STOPPED
-        screen.print(Text(line, style="yellow") if stopped else Text(f"error: {line} [{single.code}]", style="red"),
-                     soft_wrap=True)  # fmt: skip
-        if stopped and single.remedy == CODES[STOPPED].remedy:  # the notice's line says it already
+    alike: dict[tuple[str, ...], list[LuthierError]] = {}
+    for single in (error, *error.also):
+        own = "" if single.found is None and single.where else str(single)
+        alike.setdefault((single.code, single.problem, single.remedy, own), []).append(single)
+    remedies = list(dict.fromkeys(single.remedy for single in (error, *error.also)))
+    groups = sorted(alike.values(), key=lambda group: remedies.index(group[0].remedy))
+    for group, following in itertools.zip_longest(groups, groups[1:]):
+        first = group[0]
+        style = "yellow" if first.code == STOPPED else "red"
+        screen.print(Text(_red_lines(group), style=style), soft_wrap=True)
+        if first.code == STOPPED and first.remedy == CODES[STOPPED].remedy:  # the notice's line says it already
             continue
-        if single.remedy and (following is None or following.remedy != single.remedy):
-            screen.print(Text(single.remedy), soft_wrap=True)
+        if first.remedy and (following is None or following[0].remedy != first.remedy):
+            screen.print(Text(first.remedy), soft_wrap=True)
+
+
+def _red_lines(group: list[LuthierError]) -> str:
+    """Return the line of an error, or of several with the same problem with their places below."""
+    first = group[0]
+    line = re.sub(r"\n(?!  )", " ", first.line)  # lists keep their lines
+    if len(group) > 1:
+        line = f"at {len(group)} places: {first.problem}"
+    places = "".join(f"\n  {single.where}" for single in group) if len(group) > 1 else ""
+    return line if first.code == STOPPED else f"error: {line} [{first.code}]{places}"
 
 
 def make_console(*, stderr: bool = False) -> Console:

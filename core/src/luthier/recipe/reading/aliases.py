@@ -31,6 +31,7 @@ SPELLINGS: Final[dict[str, str]] = {  # our name -> the other names
     "data.max_length": "max_length max_seq_length max_seq_len sequence_len sequence_length cutoff_len model_max_length",
     "data.block_size": "block_size",
     "data.streaming": "streaming",
+    "data.shuffle_buffer": "buffer_size streaming_multipack_buffer_size",
     "data.num_proc": "num_proc dataset_num_proc preprocessing_num_workers dataset_processes",
     "data.chat_template": "chat_template chat_template_path",
     "adapter": "finetuning_type peft_method adapter_method",
@@ -41,10 +42,13 @@ SPELLINGS: Final[dict[str, str]] = {  # our name -> the other names
     "adapter.init_lora_weights": "init_lora_weights peft_init_lora_weights",
     "adapter.target_parameters": "lora_target_parameters",
     "adapter.exclude_modules": "lora_exclude_modules",
+    "adapter.modules_to_save": "lora_modules_to_save additional_target",
     "adapter.unfreeze_rank_ratio": "unfreeze_rank_ratio osft_unfreeze_rank_ratio",
     "adapter.target_patterns": "target_patterns osft_target_patterns",
     "loss": "method stage rl alignment loss_function",
     "loss.beta": "dpo_beta orpo_beta simpo_beta kto_beta pref_beta",
+    "loss.desirable_weight": "kto_desirable_weight",
+    "loss.undesirable_weight": "kto_undesirable_weight",
     "optimizer": "optim",
     "optimizer.weight_decay": "weight_decay",
     "optimizer.momentum": "momentum",
@@ -84,18 +88,13 @@ BATCH_SIZE: Final = (
 DTYPES: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
 OPTIMIZERS: Final = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf"), "adamw"),
-    **dict.fromkeys(("adamw_bnb_8bit", "paged_adamw_8bit"), "adamw_8bit"),
+    **dict.fromkeys(("adamw_bnb_8bit", "adamw_torch_8bit", "paged_adamw_8bit"), "adamw_8bit"),
     "paged_adamw_32bit": "paged_adamw",
 }
-VALUES: Final[dict[tuple[str, ...], dict[str, str]]] = {("optimizer",): OPTIMIZERS, ("model", "dtype"): DTYPES}
-WHEN: Final = "Held-out rows (data.validation) are evaluated at the end, and every eval_steps: N steps; without, never."
-ANSWERS: Final = {  # other tools' names that no single option stands for -> what to write
-    **dict.fromkeys(("eval_strategy", "evaluation_strategy"), WHEN),
-    **{
-        f"early_stopping_{name}": f"Write callbacks: [{{name: early_stopping, {option}: ...}}]."
-        for name, option in (("patience", "patience"), ("threshold", "min_delta"))
-    },
-    "template": "The tokenizer's own chat template is used; data.chat_template is another: Jinja, or a file of it.",
+VALUES: Final[dict[tuple[str, ...], dict[str, str]]] = {
+    ("optimizer",): OPTIMIZERS,
+    ("model", "dtype"): DTYPES,
+    ("loss",): {"pt": "sft", "rm": "reward"},  # pretraining is sft on rows of text
 }
 APART: Final = {"beta1", "beta2"}  # an optimizer may have these as options beside `betas`
 BETAS: Final = {"beta1": "beta1", "beta2": "beta2", "adam_beta1": "beta1", "adam_beta2": "beta2"}
@@ -108,9 +107,6 @@ def rename_alias(entry: Entry, notes: list[str]) -> list[Entry]:
         remedy = "Write the one that is meant."
         raise LuthierError("recipe-conflict", BATCH_SIZE, where=".".join(entry.origin), found=bare_value(entry.value),
                            remedy=remedy)  # fmt: skip
-    if written in ANSWERS:
-        raise LuthierError("recipe-unknown-option", "this is written differently here", where=".".join(entry.origin),
-                           found=bare_value(entry.value), remedy=ANSWERS[written])  # fmt: skip
     if written in READINGS:
         meant = {} if bare_value(entry.value) is None else READINGS[written](bare_value(entry.value))
         means = " and ".join(f"{name}: {_shown(value)}" for name, value in meant.items())

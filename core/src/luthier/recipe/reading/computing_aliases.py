@@ -55,6 +55,8 @@ ON: Final = {True: _recomputed(True), False: _recomputed(False)}
 CHOICES: Final[dict[str, Mapping[Any, dict[str, Any]]]] = {
     "bf16": BF16,
     "fp16": {True: _precision("fp16"), False: {}},
+    "float16": {True: _precision("fp16"), False: {}},
+    "bfloat16": {True: _precision("pure_bf16"), False: {}},
     "pure_bf16": {True: _precision("pure_bf16"), False: {}},
     "mixed_precision": MIXED,
     "use_gradient_checkpointing": {**ON, "unsloth": _recomputed("offload")},

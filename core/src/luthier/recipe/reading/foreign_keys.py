@@ -1,88 +1,90 @@
-"""Options of other tools without counterpart here: why each is not needed, or what to write instead."""
+"""The answers to what other tools write: the reason why an option is not needed here, or what to write instead."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from luthier.error_lists import flatten_errors
 from luthier.errors import LuthierError
+from luthier.plugins.structure import bare_value
 from luthier.recipe.reading.aliases import ALIASES
+from luthier.recipe.reading.draft import Draft, label_error
+from luthier.recipe.reading.foreign_table import CASES, INSTEAD, LEAVE, MISREAD, REASONS, UNREAD, VALUE, VALUES
 
-REASONS: Final[dict[str, str]] = {
-    "the model's class and code are those of its config; remote code is never run": "model_type tokenizer_type "
-    "is_llama_derived_model is_mistral_derived_model is_qwen_derived_model trust_remote_code tokenizer_use_fast "
-    "use_fast_tokenizer tokenizer_legacy processor_type cls_model_config",
-    "every option is checked, always": "strict",
-    "a training run is what the verb `train` starts": "do_train do_eval do_predict do_sample predict_with_generate",
-    "layers whose weights are stored transposed are recognised": "lora_fan_in_fan_out fan_in_fan_out",
-    "a loss that becomes NaN ends the run by itself (see on_nonfinite)": "loss_watchdog_threshold "
-    "loss_watchdog_patience",
-    "documents are packed without padding and attend to themselves alone, with the fastest attention that is there": (
-        "flash_attention flash_attn flash_attn_cross_entropy flash_attn_rms_norm sdp_attention xformers_attention "
-        "s2_attention pad_to_sequence_len group_by_length eval_sample_packing neat_packing sample_packing_group_size "
-        "sample_packing_eff_est total_num_tokens padding_free padding_side use_unsloth enable_liger_kernel "
-        "use_liger_kernel liger_rope liger_rms_norm liger_glu_activation liger_fused_linear_cross_entropy shift_attn "
-        "unsloth_cross_entropy_loss"
-    ),
-    "prepared rows are cached by their content": "dataset_prepared_path overwrite_cache push_dataset_to_hub "
-    "dataset_keep_in_memory cache_dir tokenized_path dataset_dir shuffle_merged_datasets",
-    "a finished run is never overwritten, and a stopped one goes on by itself when the same command runs again": (
-        "overwrite_output_dir resume_from_checkpoint auto_resume_from_checkpoints"
-    ),
-    "processes are started by torchrun or `distributed`": "local_rank ddp_timeout ddp_find_unused_parameters "
-    "ddp_bucket_cap_mb ddp_broadcast_buffers device_map deepspeed fsdp fsdp_config fsdp_transformer_layer_cls_to_wrap "
-    "world_size gpu_memory_limit",
-    "matrix products in TF32 are chosen by `precision`": "tf32",
-    "rows are read ahead by itself": "dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor "
-    "dataloader_drop_last dataloader_persistent_workers remove_unused_columns",
-    "evaluation packs as training does": "per_device_eval_batch_size eval_batch_size eval_accumulation_steps "
-    "eval_table_size eval_max_new_tokens include_tokens_per_second",
-    "a row's format is recognised by its columns": "type ds_type conversation field_messages chat_template_jinja "
-    "default_system_message formatting "
-    "dataset_text_field",
-    "checkpoints hold everything that resuming needs": "save_only_model save_safetensors save_on_each_node",
-    "the loss curve is always drawn, and metrics always written": "plot_loss logging_dir logging_first_step "
-    "logging_strategy log_level disable_tqdm debug profiler_steps",
-    "quantization is chosen by `quantizer`": "gptq gptq_groupsize bnb_4bit_quant_type bnb_4bit_compute_dtype "
-    "bnb_4bit_use_double_quant bnb_config_kwargs double_quantization quantization_method quantization_type",
-    "new tokens belong to the model's tokenizer: add them there before training": "special_tokens tokens "
-    "resize_token_embeddings_to_32x resize_vocab add_tokens new_special_tokens",
-    "a folder of results is not uploaded unasked": "hub_model_id hub_strategy push_to_hub hub_token",
-}
-TRACKER: Final = "Write callbacks: [{name: wandb, project: NAME}], after `pip install luthier-wandb`."
-TRACKIO: Final = (
-    "Write callbacks: [{name: trackio, project: NAME, space_id: SPACE}], after `pip install luthier-trackio`."
-)
-INSTEAD: Final[dict[str, str]] = {  # another tool's option -> what to write here
-    **{f"wandb_{name}": TRACKER for name in ("project", "entity", "watch", "name", "run_id", "log_model")},
-    **dict.fromkeys(("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), TRACKIO),
-    "evals_per_epoch": "Write eval_steps: N.",
-    "saves_per_epoch": "Write save_strategy: epoch, or save_steps: N.",
-    "max_samples": "Write max_rows: N in each source of data.train.",
-    "max_eval_samples": "Write max_rows: N in each source of data.validation.",
-}
 WORD: Final = re.compile(r"\w+")
 FOREIGN: Final = {key: reason for reason, keys in REASONS.items() for key in keys.split()}
+PLAIN: Final = re.compile(r"[A-Za-z_][\w./-]*")  # text that YAML reads as text without quotes
+ABSENT: Final = object()
 
 
-def explain_foreign(errors: Sequence[LuthierError], *, lost: bool = False) -> list[LuthierError]:
-    """Return the errors, with the reason added to each unknown option that only another tool needs.
+def find_foreign_values(draft: Draft, told: Sequence[LuthierError]) -> list[LuthierError]:
+    """Return an error for each value of a recipe that only another tool understands, but not at places `told`."""
+    places = {error.where for error in flatten_errors(told)}
+    written = {".".join(entry.origin): entry for entry in draft.origins.values()}
+    errors = []
+    for rule in VALUES:
+        entry = written.get(rule.key)
+        value = None if entry is None else bare_value(entry.value)
+        if entry is not None and rule.fits(value) and (not rule.beside or rule.beside & written.keys()):
+            where = label_error(rule.key, entry.layer.label(entry.origin), rule.key)
+            errors.append(LuthierError("recipe-unknown-option", rule.problem, where=where, found=_paths_of(value),
+                                       remedy=rule.remedy))  # fmt: skip
+    return [error for error in errors if error.where not in places]
 
-    `lost` says that some entries could not be read, so that an option reported as missing may have been given.
+
+def explain_foreign(
+    errors: Sequence[LuthierError], tree: Mapping[str, Any], *, lost: bool = False
+) -> list[LuthierError]:
+    """Return the errors, with an answer added to each option and value that only another tool has.
+
+    `tree` holds what was written. `lost` says that some entries could not be read, so that an option reported as
+    missing may have been given.
     """
     flat = flatten_errors(errors)
     certain = [error for error in flat if not (lost and error.code == "recipe-missing")]
-    return [_explained(error) for error in certain or flat]
+    return [_explained(error, tree) for error in certain or flat]
 
 
-def find_remedy(path: str) -> tuple[str, str] | None:
-    """Return the problem and the remedy for another tool's option at a dotted path; None if it is not known."""
+def find_remedy(path: str, value: Any = ABSENT) -> tuple[str, str] | None:
+    """Return the problem and the remedy for another tool's option at a dotted path; None if it is not known.
+
+    `value` is what was written there, if that is known.
+    """
     key = path.rpartition(".")[2] if path.startswith("data.") else path
-    if key in INSTEAD:
-        return "is written otherwise here", INSTEAD[key]
-    return (f"is not needed here, because {FOREIGN[key]}", "Leave it out.") if key in FOREIGN else None
+    known = key in INSTEAD or key in CASES or key in FOREIGN
+    if known and value is None:
+        return "is an empty option of another tool, which changes nothing", LEAVE
+    remedy = _choose_case(CASES.get(key, {}), value) or INSTEAD.get(key)
+    if remedy is not None:
+        problem = "is not needed here" if remedy.startswith(LEAVE[:-1]) else "is written otherwise here"
+        return problem, remedy.replace(VALUE, "VALUE" if value is ABSENT else _shown(value))
+    return (f"is not needed here, because {FOREIGN[key]}", LEAVE) if key in FOREIGN else None
+
+
+def _paths_of(value: Any) -> Any:
+    """Return the paths of sources as text; another value unchanged."""
+    return ", ".join(source["path"] for source in value) if isinstance(value, list) else value
+
+
+def _choose_case(cases: Mapping[Any, str], value: Any) -> str | None:
+    """Return the answer to a value, or to values of its type."""
+    return next((answer for case, answer in cases.items() if case is type(value) or _equals(case, value)), None)
+
+
+def _equals(case: Any, value: Any) -> bool:
+    return type(case) is type(value) and case == value
+
+
+def _shown(value: Any) -> str:
+    """Return a value as YAML writes it on one line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, str):
+        return value if PLAIN.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _meant_option(path: str, known: str) -> str | None:
@@ -93,12 +95,37 @@ def _meant_option(path: str, known: str) -> str | None:
     return next((own for section, _, own in meant if section == kind and own in names), None)
 
 
-def _explained(error: LuthierError) -> LuthierError:
+def _explained(error: LuthierError, tree: Mapping[str, Any]) -> LuthierError:
     path = (error.where or "").rpartition(": ")[2].lstrip("-")
-    answer = find_remedy(path) if error.code == "recipe-unknown-option" else None
+    value = _value_at(tree, path)
+    if error.code == "recipe-wrong-type" and path in MISREAD and MISREAD[path][0](value):
+        remedy = MISREAD[path][1].replace(VALUE, _shown(value))
+        return LuthierError(error.code, error.problem, where=error.where, found=error.found, remedy=remedy)
+    if error.code != "recipe-unknown-option":
+        return error
+    answer = find_remedy(path, value)
+    if path in UNREAD and not _is_given(tree, UNREAD[path][0]):
+        answer = UNREAD[path][1:]
     if answer is None:
-        meant = _meant_option(path, error.remedy or "") if error.code == "recipe-unknown-option" else None
+        meant = _meant_option(path, error.remedy or "")
         if meant is None:
             return error
         answer = error.problem, f"Did you mean {meant!r}?"
     return LuthierError(error.code, answer[0], where=error.where, found=error.found, remedy=answer[1])
+
+
+def _is_given(tree: Mapping[str, Any], path: str) -> bool:
+    value = _value_at(tree, path)
+    return value is not ABSENT and bool(value)
+
+
+def _value_at(tree: Any, path: str) -> Any:
+    """Return the value at a dotted path, or `ABSENT`."""
+    for step in path.split("."):
+        if isinstance(tree, Mapping) and step in tree:
+            tree = tree[step]
+        elif isinstance(tree, list) and step.isdecimal() and int(step) < len(tree):
+            tree = tree[int(step)]
+        else:
+            return ABSENT
+    return bare_value(tree)

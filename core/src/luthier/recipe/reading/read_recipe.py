@@ -22,7 +22,7 @@ from luthier.recipe.parts import FIELDS, Part, default_options, find_part, is_ab
 from luthier.recipe.reading.aliases import joined_betas, quantized_names, rename_alias
 from luthier.recipe.reading.callback_list import ADDED, EXACT, read_callbacks
 from luthier.recipe.reading.draft import Draft, Entry, Layer, default_of, label_error
-from luthier.recipe.reading.foreign_keys import explain_foreign
+from luthier.recipe.reading.foreign_keys import explain_foreign, find_foreign_values
 from luthier.recipe.reading.overrides import Override, from_environment, from_python, parse_sets
 from luthier.recipe.reading.paths import escape_variables, expand_variables, locate_paths
 from luthier.recipe.reading.recipe_files import find_file, read_recipe_file
@@ -180,8 +180,9 @@ def _finish(made: type[Made], draft: Draft, plugins: Plugins | None) -> Reading[
     recipe = attempt(lambda: structure_value(settings, made, ""))  # everything that no plugin is needed for comes first
     parts = {kind: attempt(functools.partial(_found_part, draft.tree, kind, known)) for kind in FIELDS}
     watchers = attempt(lambda: read_callbacks(draft.tree, known))
+    errors += find_foreign_values(draft, errors)
     if errors:
-        raise join_errors(explain_foreign(errors, lost=bool(draft.errors))) from next(iter(causes), None)
+        raise join_errors(explain_foreign(errors, draft.tree, lost=bool(draft.errors))) from next(iter(causes), None)
     recipe = attrs.evolve(recipe, callbacks=[_held(part) for _, part in watchers], **parts)
     places = [steps for steps, _ in watchers]
     located_recipe = locate_paths(recipe, lambda steps: draft.base(_written_at(steps, places)))
