@@ -1,7 +1,7 @@
 """Every pair of an adapter, a quantizer, a loss and an optimizer trains, goes on after a cut and merges, or has its reason.
 
 A covering array: as few whole recipes as hold every pair of parts that go together. All of them run in the slow suite, a
-sample in the default one. The methods of PEFT stand for each other here, as do the parts of bitsandbytes;
+sample in the default one. The methods of PEFT stand for each other here, as do the parts of bitsandbytes and of torchao;
 `test_peft_training.py` and that plugin's own tests train each.
 """
 
@@ -30,7 +30,13 @@ OPTIONS = {
     "infonce": {"temperature": 0.1},
 }
 ROWS = {"preference": "pairs", "unpaired": "judged", "documents": "texts"}
-STAND = ("peft.lora", "bnb.nf4", "bnb.adamw_8bit")  # for the others of their families
+STAND = (
+    "peft.lora",
+    "bnb.nf4",
+    "bnb.adamw_8bit",
+    "torchao.int4",
+    "torchao.adamw_4bit",
+)  # for the others of their families
 SAMPLE = 6  # of the default suite, whose time is short
 
 

@@ -227,6 +227,7 @@ BESIDE = {
     "int8": ["plugins/lora"],
     "bitnet": ["kernels"],
     "bitsandbytes": ["plugins/lora"],
+    "torchao": ["plugins/lora"],
     "optimizers": ["kernels"],
     "nf4": ["plugins/lora", "kernels"],
 }  # something must train on a frozen base
@@ -237,6 +238,7 @@ USED = {
     "int8": ["--adapter", "lora", "--quantizer", "int8"],
     "nf4": ["--adapter", "qlora"],
     "bitsandbytes": ["--adapter", "lora", "--quantizer", "bnb.nf4"],
+    "torchao": ["--adapter", "lora", "--quantizer", "torchao.int4"],
     "optimizers": ["--optimizer", "adamw_8bit"],
     "bitnet": ["--adapter", "full", "--quantizer", "bitnet"],
     "wandb": ["--exact-callbacks", '["jsonl", {"name": "wandb", "mode": "offline"}]'],
