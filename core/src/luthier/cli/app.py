@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 import luthier
 from luthier.cli import (
@@ -26,6 +25,7 @@ from luthier.cli import (
     train,
 )
 from luthier.cli.completion.commands import RecipeCommand
+from luthier.cli.completion.quick_command import QuickCommand, QuickGroup
 from luthier.cli.job_verbs import jobs, providers, submit
 from luthier.cli.model_verbs import adapters, chat, evaluation
 from luthier.cli.recipe_verbs import init, json_schema
@@ -34,7 +34,7 @@ from luthier.cli.screen.recipe_arguments import FREE
 from luthier.errors import LuthierError
 
 
-class Verbs(TyperGroup):
+class Verbs(QuickGroup):
     """A group whose commands return an `Answer` or raise; both become output and an exit status here."""
 
     def main(  # type: ignore[override]  # what else typer passes is passed on
@@ -116,7 +116,7 @@ app.command()(presets.presets)
 for verb in (submit.submit, submit.estimate):
     app.command(cls=RecipeCommand, context_settings=FREE, add_help_option=False)(verb)
 for verb in (jobs.jobs, jobs.status, jobs.logs, jobs.cancel, jobs.download, jobs.attach):
-    app.command()(verb)
+    app.command(cls=QuickCommand)(verb)
 app.add_typer(providers.app, name="providers")
 app.add_typer(plugins.app, name="plugins")
 app.command()(doctor.doctor)
