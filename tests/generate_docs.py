@@ -49,6 +49,7 @@ EXAMPLES = {  # a kind -> where to read one
 NEEDED = {  # where the protocol alone does not say it
     "callback": "a method marked `@luthier.event`",
     "metric": "`score_answer`, `score_answers` or `score_tokens`",
+    "penalty": "`measure`, or `measure_tokens` if it is `over` tokens",
 }
 JOB_VALUES = (
     *("JobSpec", "DataFile", "ServiceRow", "JobStatus", "JobProgress", "JobMetrics", "JobEvent", "EventPage"),

@@ -4,6 +4,7 @@ import luthier
 import pytest
 import torch
 from luthier.runs.metrics_file import FILE, read_metrics
+from luthier.testing import expect_error
 
 ROWS = [{"prompt": f"The {word}", "answer": word} for word in ("cat", "dog", "sun", "sea")]
 
@@ -67,3 +68,10 @@ def test_a_penalty_pulls_in_the_steps_of_a_trainer_and_a_resumed_run_keeps_its_s
     resumed = train(model_folder, tmp_path / "run", 100.0)
     assert resumed.loss_history == pulled.loss_history
     assert penalties_of(tmp_path / "run") == penalties_of(tmp_path / "pulled")
+
+
+def test_a_penalty_of_the_tokens_is_refused_by_its_name_as_a_trainer_has_the_policy(model_folder, tmp_path):
+    with expect_error("part-unsupported", "penalties.1"):
+        luthier.train(model=str(model_folder), trainer=Pushing(), data=ROWS, penalties=["l2", "kl"],
+                      output_dir=tmp_path / "run", max_steps=1)  # fmt: skip
+    assert not (tmp_path / "run").exists()

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import attrs
 import luthier.builtin
 import pytest
-from luthier import LuthierError, OptimizerRecord, event, hookimpl, option
+from luthier import LuthierError, OptimizerRecord, PenaltyRecord, event, hookimpl, option
 from luthier.plugins import catalogue
-from luthier.plugins.completion import REQUIRED
+from luthier.plugins.completion import PENALISES, REQUIRED
 from luthier.plugins.records import KINDS
 from luthier.plugins.registry import Plugins, Source, check_part
 from luthier.testing import expect_error
@@ -348,6 +348,17 @@ def test_listing_every_installed_part_imports_nothing_heavy():
 def test_an_object_is_checked_against_its_kinds_protocol():
     with expect_error("part-invalid", "here", "__call__"):
         check_part(object(), "loss", "here")
+
+
+@pytest.mark.parametrize("over", PENALISES)
+def test_a_penalty_must_have_the_measure_of_what_it_is_over(over):
+    with expect_error("part-invalid", "here", PENALISES[over]):
+        check_part(SimpleNamespace(over=over), "penalty", "here")
+
+
+def test_a_penalty_is_over_weights_or_tokens():
+    with expect_error("plugin-invalid", "penalty record 'rows'"):
+        PenaltyRecord(name="rows", summary="Of rows.", build="here:Rows", over="rows")
 
 
 class Watcher:

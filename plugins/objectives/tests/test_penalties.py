@@ -5,9 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from luthier import Group
-from luthier.testing import conformance
-from luthier_objectives import L1, L2, L2Start, TernaryDistance, luthier_penalties
+from luthier.testing import TablePolicy, conformance
+from luthier.testing.policies import random_table
+from luthier.testing.worlds import random_batch
+from luthier_objectives import L1, L2, Kl, L2Start, TernaryDistance, luthier_penalties
 from luthier_objectives.penalties import L1Penalty, L2Penalty, StartPenalty, TernaryPenalty
+from luthier_objectives.token_penalties import KlPenalty
 
 
 @conformance(luthier_penalties())
@@ -53,6 +56,19 @@ def test_the_pull_to_the_start_has_the_value_and_the_gradient_of_the_squared_dis
     torch.testing.assert_close(groups[0].parameters[0].grad, 2 * share * distance, rtol=1e-12, atol=0.0)
     penalty.begin(groups)
     assert penalty.measure(groups) == 0.0
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
+def test_the_divergence_from_the_reference_is_that_of_the_whole_distributions(divergence):
+    batch = random_batch()
+    policy = TablePolicy(random_table(batch.num_tokens, 9, seed=3))
+    found = KlPenalty(Kl(weight=0.5, divergence=divergence)).measure_tokens(policy, batch)
+    for position in range(batch.num_tokens):
+        source = batch.previous[position]
+        sides = [p.logits[source].softmax(-1) for p in (policy, policy.reference())]
+        one, other = sides if divergence == "reverse_kl" else sides[::-1]
+        expected = 0.5 * (one * (one / other).log()).sum() if batch.labels[position] >= 0 else torch.zeros(())
+        torch.testing.assert_close(found[position], expected.to(found), rtol=1e-9, atol=1e-12)
 
 
 @given(seed=st.integers(0, 99))

@@ -13,6 +13,7 @@ from luthier.plugins.contracts.protocols import PROTOCOLS
 if TYPE_CHECKING:
     from luthier.plugins.records import Record
 
+PENALISES: Final = {"weights": "measure", "tokens": "measure_tokens"}  # what a penalty must have
 WITHOUT_DEFAULT: Final = frozenset(("scores", "combine"))  # members that only coupled losses have
 
 
@@ -43,7 +44,10 @@ def complete_part(part: Any, kind: str, where: str, record: Record | None = None
     _refuse_missing([name for name in REQUIRED[kind] if not hasattr(part, name)], kind, where)
     if kind == "loss" and getattr(part, "couples", "nothing") != "nothing":
         _check_coupled(part, where)
-    return add_defaults(part, kind, record)
+    completed = add_defaults(part, kind, record)
+    if kind == "penalty" and has_default(completed, kind, name := PENALISES[completed.over]):
+        _refuse_missing([name], kind, where)
+    return completed
 
 
 def check_whole(make: Any, kind: str, where: str) -> None:

@@ -13,25 +13,14 @@ from luthier.plugins.contracts.operation_names import OPERATIONS
 
 TAGS: Final = frozenset(
     (
-        "dense-weights",
-        "quantized-base",
-        "rounded-activations",
-        "trainable-weights",
-        "reference",
-        "paired-data",
-        "unpaired-data",
-        "calibration-data",
-        "teacher",
-        "packing",
-        "cuda",
-        "multi-rank",
-        "closure",
+        *("dense-weights", "quantized-base", "rounded-activations", "trainable-weights", "reference", "paired-data"),
+        *("unpaired-data", "calibration-data", "teacher", "packing", "cuda", "multi-rank", "closure"),
     )
 )
 OWN_TAG: Final = re.compile(r"[a-z0-9][a-z0-9_.\-]*:[a-z0-9][a-z0-9_.\-]*")
 RESERVED: Final = ("name", "local")  # keys of a part's section in a recipe, so no option can have these names
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.\-]*")
-METRIC_SOURCES: Final = ("answers", "tokens")
+SOURCES: Final = {"metric": ("answers", "tokens"), "penalty": ("weights", "tokens")}  # what a record may be over
 TOKEN_STATISTICS: Final = ("entropy", "top1")
 TARGET: Final = re.compile(r"[\w.]+:\w+")
 
@@ -98,6 +87,9 @@ class Record:
         else:
             check_options(self.options, where)
         as_tags(self.needs | self.provides | self.conflicts, where)
+        sources = SOURCES.get(self.kind)
+        if sources and getattr(self, "over", None) not in sources:
+            raise LuthierError("plugin-invalid", f"over must be one of: {', '.join(sources)}", where=where)
 
 
 def check_options(cls: Any, where: str) -> None:
@@ -252,20 +244,21 @@ class MetricRecord(Record):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        where = f"metric record {self.name!r}"
-        if self.over not in METRIC_SOURCES:
-            raise LuthierError("plugin-invalid", "over must be 'answers' or 'tokens'", where=where, found=self.over)
         unknown = sorted(set(self.wants) - set(TOKEN_STATISTICS))
         if unknown or (self.wants and self.over != "tokens"):
             problem = "wants may name only 'entropy' and 'top1', in metrics over tokens"
-            raise LuthierError("plugin-invalid", problem, where=where, found=list(self.wants))
+            raise LuthierError("plugin-invalid", problem, where=f"metric record {self.name!r}", found=list(self.wants))
 
 
 @attrs.frozen(kw_only=True)
 class PenaltyRecord(Record):
-    """The description of a penalty."""
+    """The description of a penalty.
+
+    - `over`: "weights" (the weights that train) or "tokens" (what the policy says of the supervised tokens).
+    """
 
     kind: ClassVar[str] = "penalty"
+    over: str = "weights"
 
 
 @attrs.frozen(kw_only=True)

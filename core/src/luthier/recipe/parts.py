@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -115,6 +115,17 @@ def is_absent(kind: str, value: Any) -> bool:
     """Return True if a recipe's field holds no part, and may hold none."""
     named = value.get("name", value) if isinstance(value, Mapping) else value
     return kind in OPTIONAL and bare_value(named) is None
+
+
+def named_parts(parts: Iterable[Part]) -> dict[str, Part]:
+    """Return parts of a list under names that differ: the second of one name is `name-2`."""
+    parts_by_name: dict[str, Part] = {}
+    for part in parts:
+        name, number = part.name, 2
+        while name in parts_by_name:
+            name, number = f"{part.name}-{number}", number + 1
+        parts_by_name[name] = part
+    return parts_by_name
 
 
 def find_part(value: Any, kind: str, where: str, plugins: Plugins) -> Part:

@@ -102,7 +102,7 @@ def _attached(attachment: Attachment, undo: ExitStack) -> Setup:
     return Setup(
         recipe=recipe, model=model, tokenizer=attachment.tokenizer, context=context, device=attachment.device,
         adapter=parts.adapter, loss=parts.loss, quantizer=parts.quantizer, optimizer_part=parts.optimizer,
-        penalties=parts.penalties, optimizer=optimizer, rates=rates_of(recipe, feed.total), feed=feed,
+        penalties=parts.weight_penalties, optimizer=optimizer, rates=rates_of(recipe, feed.total), feed=feed,
         packing=alone.for_rank(world.rank, world.size, step.policy.body.virtual_tokens),
         train=prepared.train, validation=prepared.validation, report=prepared.report,
         attention=before, operations=operations, numbers=numbers, decisions=attachment.decisions,
@@ -135,7 +135,8 @@ def _probe_model(
 
 def _step(recipe: SettledRecipe, model: Any, parts: BuiltParts, computing: probe.Computing) -> Step:
     router = _router(recipe, model)
-    return Step(model, parts.adapter, parts.loss, router_coefficient=router, computing=computing)
+    return Step(model, parts.adapter, parts.loss, penalties=parts.penalties, router_coefficient=router,
+                computing=computing)  # fmt: skip
 
 
 def _adapters_context(attachment: Attachment, feed: LaidOutFeed, numbers: dict[str, float]) -> Context:

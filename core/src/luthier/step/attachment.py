@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from luthier.distributed.world import World
+from luthier.recipe.parts import named_parts
 from luthier.step.reference.company import Company
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class BuiltParts:
     loss: Loss
     optimizer: Optimizer
     quantizer: Quantizer
-    penalties: tuple[Penalty, ...] = ()
+    penalties: Mapping[str, Penalty] = attrs.field(factory=dict)
     kernels: list[Implementation] = attrs.field(factory=list)
     company: Company = attrs.field(factory=Company)
 
@@ -45,12 +46,17 @@ class BuiltParts:
             loss=build(resolved.loss),
             optimizer=build(resolved.optimizer),
             quantizer=build(resolved.quantizer),
-            penalties=tuple(build(part) for part in resolved.penalties),
+            penalties={name: build(part) for name, part in named_parts(resolved.penalties).items()},
         )
 
     def objects(self) -> list[Any]:
         """Return the objects that plugins have built."""
-        return [self.adapter, self.loss, self.optimizer, self.quantizer, *self.penalties]
+        return [self.adapter, self.loss, self.optimizer, self.quantizer, *self.penalties.values()]
+
+    @property
+    def weight_penalties(self) -> tuple[Penalty, ...]:
+        """Return the penalties of the weights that train."""
+        return tuple(penalty for penalty in self.penalties.values() if penalty.over == "weights")
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -21,14 +21,13 @@ from luthier.randomness import seed_all
 from luthier.step.evaluation.evaluate import is_coupled
 from luthier.step.losses.coupled import accumulate_coupled, list_terms
 from luthier.step.losses.estimated import estimate_gradients, estimates_gradients
-from luthier.step.losses.loss_output import weigh_output
+from luthier.step.losses.loss_output import PENALTY, weigh_output
 from luthier.step.losses.meter import Meter, divide_sums
 from luthier.step.out_of_memory import agree_memory, fit_memory
 from luthier.step.setup import Setup
 from luthier.step.start_weights import sum_penalties
 
 DERIVED_CUT: Final = "derived_cut"  # the share of derived documents whose answer lost its end
-PENALTY: Final = "penalty"  # the metric of what an adapter and the recipe's penalties add to the objective
 
 
 @attrs.frozen(kw_only=True)

@@ -33,7 +33,7 @@ from luthier.precision import dtypes as precision
 from luthier.recipe import Recipe
 from luthier.recipe.checks.soundness import check_built_parts, check_parts, check_stored_base
 from luthier.recipe.objects import Objects
-from luthier.recipe.parts import Part, Resolved, resolve_parts
+from luthier.recipe.parts import Resolved, named_parts, resolve_parts
 from luthier.recipe.settled import SettledRecipe
 from luthier.runs.writing.decisions import Decisions
 from luthier.step import compile_step as compiling
@@ -71,7 +71,7 @@ def assemble_run(recipe: Recipe, objects: Objects, decisions: Decisions | None =
     began, resolved = threads.Glance(), resolve_parts(recipe)
     device = usable_device(recipe, resolved, world)
     parts, kernels = BuiltParts.of_recipe(resolved), find_kernels(recipe, resolved, device)
-    callbacks = {name: resolved.build(part) for name, part in named(resolved.callbacks).items()}
+    callbacks = {name: resolved.build(part) for name, part in named_parts(resolved.callbacks).items()}
     _check_named(recipe, objects)
     tokenizer = objects.tokenizer or load.tokenizer_of(recipe.model)
     prepared = made_rows(recipe, objects, tokenizer, Wanted.of_part(resolved.loss), world)
@@ -170,17 +170,6 @@ def whole_again(assembled: Assembled) -> Setup:
                                     purpose="open"))  # fmt: skip
     setup.progress = setup_before.progress
     return setup
-
-
-def named(parts: tuple[Part, ...]) -> dict[str, Part]:
-    """Callbacks under names that state can be stored by."""
-    parts_by_name: dict[str, Part] = {}
-    for part in parts:
-        name, number = part.name, 2
-        while name in parts_by_name:
-            name, number = f"{part.name}-{number}", number + 1
-        parts_by_name[name] = part
-    return parts_by_name
 
 
 def _quantized(

@@ -85,6 +85,11 @@ class PowerOptions:
 
 
 @attrs.frozen(kw_only=True)
+class ConfidenceOptions:
+    weight: float = option(0.1, help="Weight of each square.", low=1e-3, high=10.0)
+
+
+@attrs.frozen(kw_only=True)
 class LikelihoodOptions:
     scale: float = option(1.0, help="Factor of the loss.", low=0.1, high=2.0)
 
@@ -200,6 +205,13 @@ PENALTY = PenaltyRecord(
     build="mutants.penalties:Squares",
     needs={"trainable-weights"},
 )
+TOKEN_PENALTY = PenaltyRecord(
+    name="mutant-confidence",
+    summary="The weighted square of each token's log-probability.",
+    options=ConfidenceOptions,
+    build="mutants.token_penalties:Confidence",
+    over="tokens",
+)
 TRAINER = TrainerRecord(
     name="mutant-likelihood",
     summary="Makes the words of each prompt likelier.",
@@ -208,7 +220,7 @@ TRAINER = TrainerRecord(
     needs={"trainable-weights"},
     settings=("max_steps", "learning_rate", "data.max_length"),
 )
-SIDES = (OPERATION, FROZEN_HEAD, EXPORTER, EXACT, SURPRISE, PENALTY, TRAINER)
+SIDES = (OPERATION, FROZEN_HEAD, EXPORTER, EXACT, SURPRISE, PENALTY, TOKEN_PENALTY, TRAINER)
 SOUND: tuple[Record, ...] = (
     LOSS,
     COUPLED,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import attrs
 from luthier import LossRecord, LuthierError, PenaltyRecord, hookimpl, option
 
@@ -10,6 +12,7 @@ __all__ = [
     "L1",
     "L2",
     "L2Start",
+    "Kl",
     "Negated",
     "Npo",
     "ShapedSft",
@@ -88,8 +91,33 @@ class TernaryDistance(L2):
     """Options of `ternary_distance`."""
 
 
+@attrs.frozen(kw_only=True)
+class Kl:
+    """Options of `kl`."""
+
+    weight: float = option(0.1, help="Weight of the divergence at each supervised token.", low=1e-6, high=1e3)
+    divergence: Literal["reverse_kl", "forward_kl"] = option(
+        "reverse_kl", help="KL(model || reference), or forward_kl: KL(reference || model)."
+    )
+
+
 @hookimpl
 def luthier_penalties() -> list[PenaltyRecord]:
+    return [*_of_weights(), _of_tokens()]
+
+
+def _of_tokens() -> PenaltyRecord:
+    return PenaltyRecord(
+        name="kl",
+        summary="The divergence from the reference at each supervised token.",
+        options=Kl,
+        build="luthier_objectives.token_penalties:KlPenalty",
+        needs="reference",
+        over="tokens",
+    )
+
+
+def _of_weights() -> list[PenaltyRecord]:
     summaries = {
         "l1": ("The sum of absolute weights.", L1, "L1Penalty"),
         "l2": ("The sum of squared weights.", L2, "L2Penalty"),

@@ -65,9 +65,13 @@ class AnchoredLoss(ShapedLoss):
 
     def _measure_both(self, logits: Tensor, labels: Tensor, others: Tensor) -> Tensor:
         """Return [C, 4]: the columns of `_measure`, and KL(policy || reference)."""
-        own, other = widen(logits).log_softmax(-1), widen(others).log_softmax(-1)
-        divergence = (own.exp() * (own - other)).sum(-1)
+        divergence = kl_divergence(widen(logits).log_softmax(-1), widen(others).log_softmax(-1))
         return torch.cat([self._measure(logits, labels), divergence[:, None]], dim=-1)
+
+
+def kl_divergence(own: Tensor, other: Tensor) -> Tensor:
+    """Return KL(own || other), [C], of log-probabilities [C, V]."""
+    return (own.exp() * (own - other)).sum(-1)
 
 
 def widen(logits: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ RUN_METRICS: Final = frozenset(
     )
 )
 SECONDS: Final = "seconds/"  # and a phase: what was spent in it since the last line
-PREFIXES: Final = ("eval_", "gradient/", "update_ratio/", SECONDS)
+PREFIXES: Final = ("eval_", "penalty/", "gradient/", "update_ratio/", SECONDS)
 
 
 #: Names whose values two equal runs do not share, besides those that begin with `SECONDS`.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from luthier.errors import LuthierError
+from luthier.plugins.contracts.policy_protocol import Policy
 from luthier.plugins.contracts.values import Group, TokenStatistics
 
 if TYPE_CHECKING:
@@ -100,15 +101,28 @@ class Metric(Protocol):
 
 @runtime_checkable
 class Penalty(Protocol):
-    """A function of the trained weights that is added to the objective of each step, whatever the loss is."""
+    """A function that is added to the objective of each step, whatever the loss is.
 
-    @abstractmethod
+    A penalty of the weights implements `measure`, a penalty of the tokens `measure_tokens`. `over` is taken from the
+    record.
+    """
+
+    over: str = "weights"
+
     def measure(self, groups: Sequence[Group]) -> Tensor | None:
         """Return a scalar with gradient, computed from the trained parameters, or None to add nothing.
 
         It is called once a step. `groups` are the adapter's.
         """
-        ...
+        raise LuthierError("part-invalid", "a penalty of the weights needs measure", where="penalty")
+
+    def measure_tokens(self, policy: Policy, batch: Any) -> Tensor:
+        """Return the cost of each token, [T] with gradient. Only supervised tokens count, each by its weight.
+
+        The objective gets the sum over the global batch, divided by the sum of the weights. The method is called for
+        each micro-batch in training, and for an idle one, as a loss is. Evaluation does not call it.
+        """
+        raise LuthierError("part-invalid", "a penalty of the tokens needs measure_tokens", where="penalty")
 
     def begin(self, groups: Sequence[Group]) -> None:
         """Take the adapter's groups as they were before the first step: copies, in the order of those of `measure`.

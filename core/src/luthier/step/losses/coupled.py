@@ -18,7 +18,7 @@ from luthier.step.losses.meter import Meter
 from luthier.step.out_of_memory import agree_memory
 from luthier.step.setup import Setup
 
-Scored = tuple[Tensor, dict[str, Tensor], LossOutput]  # scores, fixed tensors, the load balance of experts
+Scored = tuple[Tensor, dict[str, Tensor], LossOutput]  # scores, fixed tensors, the run's own terms
 
 
 def accumulate_coupled(setup: Setup, index: int, batches: list[Batch]) -> Meter:

@@ -15,6 +15,7 @@ from luthier.plugins.contracts.values import LossOutput
 if TYPE_CHECKING:
     from luthier.data.batches.batch import Batch
 
+PENALTY: Final = "penalty"  # the metric of penalties of the weights; those of tokens are `penalty/<name>`
 ROUTER: Final = "router_aux"  # the term and metric of the experts' load-balancing loss
 
 
@@ -31,8 +32,8 @@ def check_output(output: Any, source: str) -> LossOutput:
     if vectors:
         remedy = "Sum over the tokens; the engine divides by the weights."
         raise LuthierError("part-invalid", "its sums are not scalars", where="loss", found=vectors, remedy=remedy)
-    if ROUTER in output.sums:
-        problem = f"the term {ROUTER!r} is the run's own"
+    if own := [name for name in output.sums if name == ROUTER or name.startswith(f"{PENALTY}/")]:
+        problem = f"the term {own[0]!r} is the run's own"
         raise LuthierError("part-invalid", problem, where="loss", remedy="Give it another name.")
     check_metric_names(output.metrics, "loss")
     pairs = {n: _described(pair) for n, pair in output.metrics.items() if not _is_pair(pair)}

@@ -165,5 +165,5 @@ def _nothing(batch: Batch) -> Tensor:
 
 
 def _refused(asked: str) -> LuthierError:
-    problem = f"the loss asks it for {asked}, and only the log-probabilities of the rows' own labels are kept"
+    problem = f"it is asked for {asked}, and only the log-probabilities of the rows' own labels are kept"
     return LuthierError("recipe-conflict", problem, where=OPTION, remedy=f"Set {OPTION}: false.")

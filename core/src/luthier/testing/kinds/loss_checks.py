@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Drawn = list[DrawnUnit]
 
 REGIMES: Final = {"usual": 0.0, "certain": 17.3, "sure": 1e4, "impossible": -1e4}  # a label's logit minus all others
+DRAWN_REGIMES: Final = st.sampled_from(tuple(REGIMES))
 COUPLED: Final = "the loss couples the batch, so that a sum is no sum over its units"
 
 takes_idle_batches = loss_units.takes_idle_batches
@@ -120,7 +121,7 @@ def counts_an_example_by_its_weight(subject: Subject, options: Any, drawn: Drawn
     assert_same(weighted.terms, repeated.terms, "denominators with a document of weight 2 against those with it twice")
 
 
-@law(drawn=unit_packs(), seed=drawn_seeds(), regime=st.sampled_from(tuple(REGIMES)))
+@law(drawn=unit_packs(), seed=drawn_seeds(), regime=DRAWN_REGIMES)
 def gradient_is_finite(subject: Subject, options: Any, drawn: Drawn, seed: int, regime: str) -> None:
     """Sums and gradients in float32 are finite, even if a label is certain or nearly impossible."""
     import torch

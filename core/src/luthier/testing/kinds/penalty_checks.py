@@ -1,4 +1,7 @@
-"""Checks of penalties: finite sums in float32 over the groups' weights, that fall along their gradients."""
+"""Checks of penalties: finite sums in float32 over the groups' weights, that fall along their gradients.
+
+Those of penalties of the tokens are in `token_penalty_checks`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from hypothesis import strategies as st
 
 from luthier.plugins.completion import has_default
 from luthier.plugins.contracts.values import Group, Role
+from luthier.plugins.records import Record
 from luthier.testing.laws import Subject, law, not_run
+from luthier.testing.penalties import token_penalty_checks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +26,20 @@ SCALES: Final = st.sampled_from((1.0, 0.0, 1e-3, 1e3))
 STEP: Final = 1e-4  # relative to the weights, where a value is asked whether it falls
 
 
-@law(12, seed=SEEDS, scale=SCALES)
+def _of_weights(record: Record) -> bool:
+    return getattr(record, "over", "weights") == "weights"
+
+
+token_costs_add_up = token_penalty_checks.token_costs_add_up
+gives_each_token_a_cost = token_penalty_checks.gives_each_token_a_cost
+token_gradients_are_finite = token_penalty_checks.token_gradients_are_finite
+token_costs_do_not_leak = token_penalty_checks.token_costs_do_not_leak
+token_costs_ignore_order = token_penalty_checks.token_costs_ignore_order
+token_costs_of_idle_batches = token_penalty_checks.token_costs_of_idle_batches
+declares_the_policies_it_asks = token_penalty_checks.declares_the_policies_it_asks
+
+
+@law(12, when=_of_weights, seed=SEEDS, scale=SCALES)
 def gives_a_finite_scalar(subject: Subject, options: Any, seed: int, scale: float) -> None:
     """The value is one finite number, weights of 0 and large ones included, or None."""
     groups = _groups(seed, scale)
@@ -31,7 +49,7 @@ def gives_a_finite_scalar(subject: Subject, options: Any, seed: int, scale: floa
         assert value.isfinite(), f"{float(value.detach())} for weights of scale {scale:g}"
 
 
-@law(12, seed=SEEDS, scale=SCALES)
+@law(12, when=_of_weights, seed=SEEDS, scale=SCALES)
 def gives_finite_gradients(subject: Subject, options: Any, seed: int, scale: float) -> None:
     """No weight gets NaN or infinity as its gradient, weights of 0 and large ones included."""
     groups = _groups(seed, scale)
@@ -45,7 +63,7 @@ def gives_finite_gradients(subject: Subject, options: Any, seed: int, scale: flo
             assert parameter.grad.isfinite().all(), f"a gradient is not finite for weights of scale {scale:g}"
 
 
-@law(12, seed=SEEDS)
+@law(12, when=_of_weights, seed=SEEDS)
 def falls_along_its_gradient(subject: Subject, options: Any, seed: int) -> None:
     """A small step of the weights against their gradients makes the value smaller."""
     import torch
@@ -70,7 +88,7 @@ def falls_along_its_gradient(subject: Subject, options: Any, seed: int) -> None:
     assert after < before, f"{before:.9g} becomes {after:.9g}"
 
 
-@law(12, seed=SEEDS)
+@law(12, when=_of_weights, seed=SEEDS)
 def adds_up_over_groups(subject: Subject, options: Any, seed: int) -> None:
     """The value of all groups is the sum of each group's own: a mean would depend on how the weights are grouped."""
     groups = _groups(seed, 1.0)
@@ -80,7 +98,7 @@ def adds_up_over_groups(subject: Subject, options: Any, seed: int) -> None:
     assert close, f"{whole:.6g} for all groups together, {sum(parts):.6g} for one after the other"
 
 
-@law(8, seed=SEEDS)
+@law(8, when=_of_weights, seed=SEEDS)
 def counts_in_float32(subject: Subject, options: Any, seed: int) -> None:
     """Weights in bfloat16 give the value that the same weights in float32 give, and that in float32 or better."""
     import torch
@@ -95,7 +113,7 @@ def counts_in_float32(subject: Subject, options: Any, seed: int) -> None:
     assert close, f"{_number(value):.6g} of bfloat16 weights, {_number(expected):.6g} of the same in float32"
 
 
-@law(8, seed=SEEDS)
+@law(8, when=_of_weights, seed=SEEDS)
 def leaves_the_weights_alone(subject: Subject, options: Any, seed: int) -> None:
     """Measuring changes no weight, and a second time it gives the same number."""
     import torch
@@ -109,7 +127,7 @@ def leaves_the_weights_alone(subject: Subject, options: Any, seed: int) -> None:
     assert first == second, f"{first:.9g} the first time, {second:.9g} the second"
 
 
-@law(8, seed=SEEDS)
+@law(8, when=_of_weights, seed=SEEDS)
 def begins_again(subject: Subject, options: Any, seed: int) -> None:
     """With a second `begin`, as of the next task, only its weights count."""
     groups, part = _groups(seed, 1.0), subject.build(options)
@@ -123,7 +141,7 @@ def begins_again(subject: Subject, options: Any, seed: int) -> None:
     assert again == once, f"{again:.9g} after a second begin, {once:.9g} after this one alone"
 
 
-@law(2)
+@law(2, when=_of_weights)
 def takes_no_groups(subject: Subject, options: Any) -> None:
     """Without any weights the value is None or 0."""
     assert _number(_begun(subject, options, []).measure([])) == 0.0, "no weights, and yet a value"
@@ -131,6 +149,9 @@ def takes_no_groups(subject: Subject, options: Any) -> None:
 
 def live(subject: Subject, options: Any) -> None:
     """A life of the part: one value and its gradients."""
+    if not _of_weights(subject.record):
+        token_penalty_checks.live_on_tokens(subject, options)
+        return
     groups = _groups(0, 1.0)
     value = _begun(subject, options, groups).measure(groups)
     if value is not None:

@@ -24,7 +24,7 @@ from luthier.plugins.contracts.side_protocols import Penalty
 from luthier.plugins.events import connect_callbacks
 from luthier.recipe import Recipe, recipe_hash
 from luthier.recipe.objects import Objects
-from luthier.recipe.parts import Resolved
+from luthier.recipe.parts import Resolved, named_parts
 from luthier.runs.writing.active_run import ActiveRun
 from luthier.runs.writing.record import new_id, record_environment
 from luthier.runs.writing.target import Place
@@ -33,7 +33,6 @@ from luthier.step.attach import trained_groups
 from luthier.step.attachment import BuiltParts
 from luthier.step.context import ContextSources, attach_adapter, context_for, encode_with
 from luthier.step.start_weights import keep_start
-from luthier.training.assemble import named
 from luthier.training.trainers.trainer_session import SteppedParts, TrainerSession
 
 log = get_logger()
@@ -56,7 +55,7 @@ def open_session(
         raise LuthierError("part-unsupported", "the base is a model with trained quantized layers", where="model",
                            remedy="Give a dense model.")  # fmt: skip
     start, tokenizer = find_start(recipe), load.tokenizer_of(recipe.model)
-    callbacks = {name: resolved.build(part) for name, part in named(resolved.callbacks).items()}
+    callbacks = {name: resolved.build(part) for name, part in named_parts(resolved.callbacks).items()}
     prompts = _read(recipe, objects, tokenizer)
     trainer.check_rows(recipe, prompts.train, prompts.validation)
     parts, model = BuiltParts.of_recipe(resolved), _loaded(recipe, resolved)
@@ -81,10 +80,11 @@ def open_session(
 
 def _begun(parts: BuiltParts) -> tuple[Penalty, ...]:
     """Return the penalties, which know the weights as they are now, before a checkpoint is restored."""
-    for start in keep_start(parts.adapter, parts.penalties).values():
-        for penalty in parts.penalties:
+    penalties = parts.weight_penalties
+    for start in keep_start(parts.adapter, penalties).values():
+        for penalty in penalties:
             penalty.begin(start.groups)
-    return parts.penalties
+    return penalties
 
 
 def _read(recipe: Recipe, objects: Objects, tokenizer: Any) -> Prompts:

@@ -40,6 +40,11 @@ def check_trainer(recipe: Recipe) -> Resolved:
         raise _unsupported(
             part, "quantizer", f"quantizer {resolved.quantizer.name!r} is trained by Luthier's own steps"
         )
+    for number, penalty in enumerate(resolved.penalties):
+        if getattr(penalty.record or penalty.local, "over", "weights") == "tokens":
+            raise _unsupported(
+                part, f"penalties.{number}", f"penalty {penalty.name!r} asks the policy in Luthier's own steps"
+            )
     resolved.build(part).check(recipe)
     return resolved
 
@@ -92,6 +97,6 @@ def _check_adapter(part: Part, resolved: Resolved) -> None:
 
 
 def _unsupported(part: Part, where: str, problem: str) -> LuthierError:
-    remedy = f"Choose another {where}."
+    remedy = "Leave it out." if where.startswith("penalties") else f"Choose another {where}."
     return LuthierError("part-unsupported", f"{problem}, and trainer {part.name!r} takes its own", where=where,
                         remedy=remedy)  # fmt: skip

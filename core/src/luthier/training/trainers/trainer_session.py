@@ -20,8 +20,8 @@ from luthier.randomness import seed_all
 from luthier.recipe import Recipe
 from luthier.runs.writing.active_run import ActiveRun
 from luthier.state_tree import copy_state
+from luthier.step.losses.loss_output import PENALTY
 from luthier.step.start_weights import sum_penalties
-from luthier.step.update import PENALTY
 from luthier.training.trainers.frozen_policy import freeze_policy
 
 

@@ -1,0 +1,1 @@
+"""Checks of penalties of the tokens, which are those of losses."""
