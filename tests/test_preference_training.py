@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers
 from luthier.runs.writing.active_run import Interrupted
+from luthier.testing import expect_error
 
 from tests.preference_proof import distinct_pairs, divide
 
@@ -143,3 +145,22 @@ def test_every_unit_is_trained_on_as_often_as_there_are_epochs_when_the_batch_ch
         train(**shared, global_batch_size=3, exact_callbacks=["jsonl", stops])
     run = train(**shared, global_batch_size=5, exact_callbacks=["jsonl"], allow_changed="settings")
     assert run.samples_seen == 3 * (16 if name == "kto" else 8)
+
+
+QUESTION = {"prompt": "2?", "completion": "two"}
+ELSEWHERE = {  # rows that a loss does not take, and a loss that their error names
+    "pairs for sft": ("sft", {"prompt": "2?", "chosen": "two", "rejected": "three"}, ("dpo", "orpo", "simpo")),
+    "answers for dpo": ("dpo", QUESTION, ("sft",)),
+    "verdicts for dpo": ("dpo", {**QUESTION, "label": True}, ("kto",)),
+    "pairs for kto": ("kto", {"prompt": "2?", "chosen": "two", "rejected": "three"}, ("dpo",)),
+}
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_rows_of_another_kind_are_refused_with_the_losses_that_fit_them(train, case, tmp_path):
+    loss, row, fitting = ELSEWHERE[case]
+    with expect_error("data-format", "data") as caught:
+        train(data=[row] * 4, loss=loss, max_steps=1)
+    named = re.split(r"\W+", caught.value.remedy.partition("takes these")[2])
+    assert set(fitting) <= set(named) and loss not in named
+    assert not (tmp_path / "run").exists()
