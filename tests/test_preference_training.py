@@ -149,9 +149,8 @@ def test_every_unit_is_trained_on_as_often_as_there_are_epochs_when_the_batch_ch
 
 QUESTION = {"prompt": "2?", "completion": "two"}
 ELSEWHERE = {  # rows that a loss does not take, and a loss that their error names
-    "pairs for sft": ("sft", {"prompt": "2?", "chosen": "two", "rejected": "three"}, ("dpo", "orpo", "simpo")),
+    "pairs for sft": ("sft", {"prompt": "2?", "chosen": "two", "rejected": "three"}, ("dpo",)),
     "answers for dpo": ("dpo", QUESTION, ("sft",)),
-    "verdicts for dpo": ("dpo", {**QUESTION, "label": True}, ("kto",)),
     "pairs for kto": ("kto", {"prompt": "2?", "chosen": "two", "rejected": "three"}, ("dpo",)),
 }
 

@@ -59,6 +59,16 @@ def test_a_loss_that_couples_the_batch_is_penalised_too_and_an_evaluation_is_not
     assert not any("kl" in name for name in coupled.eval_metrics)
 
 
+def test_an_optimizer_that_estimates_gradients_sees_the_penalty(train, tmp_path):
+    optimizer = {"name": "evolution", "pairs": 1, "shaping": "none"}
+    free, pulled = (
+        train(loss="sft", penalties=[{"name": "kl", "weight": weight}], optimizer=optimizer, max_steps=2,
+              learning_rate=1e-2, output_dir=tmp_path / str(weight))
+        for weight in (1e-6, 100.0)
+    )  # fmt: skip
+    assert logged(free)[1]["grad_norm"] < 0.5 * logged(pulled)[1]["grad_norm"]
+
+
 def test_a_cached_reference_cannot_give_the_distributions_and_is_refused(train):
     with expect_error("recipe-conflict", "reference_cache"):
         train(loss="sft", penalties=PULL, reference_cache=True, max_steps=1)
