@@ -20,7 +20,8 @@ class FactoredLayer(OsftLayer):
 
     They begin as the smallest singular triplets U_0 S_0 V_0 of the weight. So the layer equals mini_trainer's
     U_h S_h V_h + U S V, and is exactly the base at the start. Most optimizers move U and V out of the complements;
-    `project` moves them back.
+    `project` moves them back. Outside of training, and in a merged weight, the change itself is projected: an optimizer
+    that averages weights then shows factors that include steps from before their projection.
     """
 
     left: Tensor
@@ -41,12 +42,17 @@ class FactoredLayer(OsftLayer):
         return {name: getattr(self, name) for name in TRIPLETS}
 
     def change(self, x: Tensor) -> Tensor:
+        if not self.training:
+            x = self.in_side.expand(self.in_side.project(x))
         now = _apply(x, self.left, self.values, self.right)
-        return now - _apply(x, self.first_left, self.first_values, self.first_right)
+        change = now - _apply(x, self.first_left, self.first_values, self.first_right)
+        return change if self.training else self.out_side.expand(self.out_side.project(change))
 
     @torch.no_grad()
     def change_weight(self) -> Tensor:
-        now = (self.left * self.values) @ self.right
+        left, right = self.left.detach().clone(), self.right.detach().clone()
+        self.project(left, right)
+        now = (left * self.values) @ right
         return now - (self.first_left * self.first_values) @ self.first_right
 
     @torch.no_grad()
