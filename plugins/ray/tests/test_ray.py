@@ -12,11 +12,14 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import attrs
 import luthier
 import pytest
 from luthier import JobState, LuthierError, Manager, ProviderError
 from luthier.testing import Fault, Reply
 from luthier_ray import Ray
+from luthier_ray.train_driver import read_ending
+from luthier_ray.worker_plan import WorkerPlan, read_plan
 
 
 def submitted(manager, url, rows, given=None, **more):
@@ -118,6 +121,52 @@ def test_options_that_the_cluster_would_misread_are_refused(given):
         Ray(**given)
 
 
+def test_several_workers_are_ray_trains_and_ask_for_nothing_themselves(manager, fake, server, rows):
+    given = {"workers": 3, "min_workers": 2, "max_restarts": 4, "gpus": 1, "cpus": 8, "folder": "/shared"}
+    job = submitted(manager, server.url, rows, given)
+    made = fake.submissions[job.remote_id]
+    assert "entrypoint_num_gpus" not in made and "entrypoint_num_cpus" not in made
+    assert made["runtime_env"]["pip"][-1] == f"luthier-ray[train]=={luthier.__version__}"
+    launch = json.loads((job.spec.folder / "parcel" / "launch.json").read_text())
+    python, driver, plan, *rest = launch["arguments"]
+    assert (python, driver, rest) == (
+        "-m",
+        "luthier_ray.train_driver",
+        [f"/shared/{job.remote_id}/recipe.yaml", "--json"],
+    )
+    assert find_spec(driver) is not None
+    assert read_plan(plan) == WorkerPlan(
+        name=job.remote_id, workers=3, min_workers=2, max_restarts=4, resources={"CPU": 8, "GPU": 1}
+    )
+    assert read_plan(plan).wanted == (2, 3)
+    alike = attrs.evolve(read_plan(plan), min_workers=3)
+    assert (alike.wanted, attrs.evolve(alike, min_workers=None).wanted) == (3, 3)
+
+
+@pytest.mark.parametrize(("given", "place"), [
+    ({"workers": 2, "nproc_per_node": "2"}, "nproc_per_node"), ({"min_workers": 1}, "min_workers"),
+    ({"max_restarts": 1}, "max_restarts"), ({"workers": 2, "min_workers": 3}, "min_workers"),
+    ({"workers": 0}, "workers"),
+], ids=str)  # fmt: skip
+def test_workers_that_nothing_would_read_are_refused(given, place):
+    with pytest.raises(LuthierError) as caught:
+        Ray(**given)
+    assert caught.value.where == f"Ray.{place}"
+
+
+def test_a_run_is_explained_by_the_process_that_failed_of_itself(tmp_path, capfd):
+    assert read_ending(tmp_path) == ""
+    ranks = tmp_path / "ranks"
+    ranks.mkdir()
+    (ranks / "0.err").write_text("Killed")
+    assert read_ending(tmp_path) == "" and "Killed" in capfd.readouterr().err
+    (ranks / "0.out").write_text('{"error": {"code": "distributed-lost", "message": "another"}}')
+    (ranks / "1.out").write_text("")
+    assert "distributed-lost" in read_ending(tmp_path)
+    (ranks / "2.out").write_text('{"error": {"code": "data-row", "message": "its own"}}\n')
+    assert json.loads(read_ending(tmp_path))["error"]["message"] == "its own"
+
+
 @pytest.fixture
 def head():
     """A real head of Ray, with a dashboard on a port of this machine."""
@@ -153,4 +202,54 @@ def test_a_real_head_runs_two_workers_and_the_adapter_comes_back(head, tmp_path,
     assert manager.progress_sync(job.id).step == 2
     manager.download_sync(job.id, tmp_path / "got")
     assert isinstance(luthier.generate(tmp_path / "got", "1?", base="demo", max_new_tokens=2), str)
+    manager.close()
+
+
+def training_processes(place):
+    """The ids of the processes that train there."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"train" in words and str(place / "recipe.yaml").encode() in words and b"luthier" in words:
+            yield int(path.parent.name)
+
+
+def begun(manager, head, tmp_path, rows, given):
+    """A job whose two workers have written a checkpoint, and its folder."""
+    there = {"name": "ray", "address": head, "folder": str(tmp_path / "jobs"), "install": False, "workers": 2,
+             "cpus": 1, **given}  # fmt: skip
+    recipe = {"model": "demo", "data": str(rows), "adapter": "lora", "max_steps": 200, "save_steps": 1, "device": "cpu"}
+    job = manager.submit_sync({**recipe, "provider": there})
+    place, until = tmp_path / "jobs" / job.remote_id, time.monotonic() + 300
+    while not list(place.glob("run/checkpoints/*")):
+        assert time.monotonic() < until and not manager.status_sync(job.id).is_final
+        time.sleep(1)
+    assert json.loads((place / "run" / "run.json").read_text())["world_size"] == 2
+    return job, place
+
+
+@pytest.mark.slow
+def test_workers_of_ray_train_go_on_after_one_was_killed_and_the_adapter_comes_back(head, tmp_path, rows):
+    manager = Manager(tmp_path / "store")
+    job, place = begun(manager, head, tmp_path, rows, {"min_workers": 1, "max_restarts": 2})
+    os.kill(min(training_processes(place)), signal.SIGKILL)
+    ended = manager.wait_sync(job.id, timeout=900)
+    assert (ended.state, ended.reason) == (JobState.COMPLETED, None)
+    assert (manager.progress_sync(job.id).step, (place / "starts").read_text()) == (200, "2")
+    manager.download_sync(job.id, tmp_path / "got")
+    assert isinstance(luthier.generate(tmp_path / "got", "1?", base="demo", max_new_tokens=2), str)
+    manager.close()
+
+
+@pytest.mark.slow
+def test_workers_of_ray_train_keep_a_checkpoint_when_their_job_is_canceled(head, tmp_path, rows):
+    manager = Manager(tmp_path / "store")
+    job, place = begun(manager, head, tmp_path, rows, {})
+    manager.cancel_sync(job.id)
+    assert manager.wait_sync(job.id, timeout=300).state == JobState.CANCELED
+    record = json.loads((place / "run" / "run.json").read_text())
+    assert record["state"] == "stopped" and list((place / "run" / "checkpoints").iterdir())
+    assert list(training_processes(place)) == []
     manager.close()

@@ -11,6 +11,7 @@ import shlex
 import zipfile
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +40,7 @@ from luthier import (
 )
 
 from luthier_ray import Ray
+from luthier_ray.worker_plan import DRIVER, describe_workers
 
 log = get_logger()
 JOBS: Final = "/api/jobs/"
@@ -93,8 +95,16 @@ class RayService:
 
     def _parcel(self, job: JobSpec) -> Parcel:
         if self._packed is None or self._packed[0] != job.id:
-            self._packed = job.id, pack_parcel(job, self._folder(_name_job(job.id)), self.options.nproc_per_node)
+            self._packed = job.id, self._pack(job)
         return self._packed[1]
+
+    def _pack(self, job: JobSpec) -> Parcel:
+        """Return the parcel. With several workers its launch is the driver of Ray Train, which is installed there."""
+        options, name = self.options, _name_job(job.id)
+        if options.workers == 1:
+            return pack_parcel(job, self._folder(name), options.nproc_per_node)
+        parcel = pack_parcel(job, self._folder(name), command=["-m", DRIVER, describe_workers(name, options)])
+        return attrs.evolve(parcel, packages=[*parcel.packages, f"luthier-ray[train]=={version('luthier-ray')}"])
 
     def _folder(self, name: str) -> str:
         return f"{self.options.folder.rstrip('/')}/{name}"
@@ -109,7 +119,11 @@ class RayService:
         surroundings = {"working_dir": f"gcs://{package}", "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": GRACE}}
         words = ["python", "-u", *sent_words("run", self._folder(name)), PARCEL]
         request = self._request(name, words, parcel.packages, surroundings)
-        given = drop_missing(entrypoint_num_gpus=self.options.gpus, entrypoint_num_cpus=self.options.cpus)
+        alone = self.options.workers == 1  # the driver of several asks for nothing
+        given = drop_missing(
+            entrypoint_num_gpus=self.options.gpus if alone else None,
+            entrypoint_num_cpus=self.options.cpus if alone else None,
+        )
         await self.client.post_json(JOBS, {**request, "metadata": {TAG: job.id}, **given})
         return await self.status(name)
 
@@ -191,7 +205,7 @@ class RayService:
         """Download a folder: a small job of the cluster writes it to its output, and is deleted afterwards."""
         name = f"luthier-give-{secrets.token_hex(8)}"
         words = ["python", "-u", *sent_words("give", str(artifact.locator["path"]))]
-        packages = [f"luthier[local]=={_own_version()}"]
+        packages = [f"luthier[local]=={version('luthier')}"]
         try:
             await self.client.post_json(JOBS, self._request(name, words, packages, {}))
         except ProviderError as error:
@@ -229,12 +243,6 @@ class RayService:
 
 def _name_job(id: str) -> str:
     return f"luthier-{id}"
-
-
-def _own_version() -> str:
-    from importlib.metadata import version
-
-    return version("luthier")
 
 
 def _zip_parcel(content: bytes) -> bytes:

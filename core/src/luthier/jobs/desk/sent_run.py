@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ import attrs
 
 from luthier.errors import LuthierError
 from luthier.jobs.desk.metric_lines import read_line_event
-from luthier.jobs.desk.parcel import RECIPE, pack_job
+from luthier.jobs.desk.parcel import RECIPE, TRAIN, pack_job
 from luthier.plugins.providing.job_records import JobEvent, JobSpec
 from luthier.recipe import Recipe
 from luthier.recipe.parts import resolve_parts
@@ -57,15 +57,18 @@ class Parcel:
     packages: list[str]
 
 
-def pack_parcel(job: JobSpec, folder: str, processes: str | None = None, *, run: str | None = None) -> Parcel:
+def pack_parcel(
+    job: JobSpec, folder: str, processes: str | None = None, *, run: str | None = None, command: Sequence[str] = TRAIN
+) -> Parcel:
     """Return the parcel of a job, to be unpacked in the remote `folder`. The same job always gives the same bytes.
 
-    `run` is the folder of its run if it is not inside `folder`.
+    `run` is the folder of its run if it is not inside `folder`; `command` are the arguments of Python before the
+    recipe's path.
 
     Raises `data-row` if a line of its rows is no JSON.
     """
     recipe = Recipe.load(job.folder / RECIPE, environ={})
-    files = pack_job(job, folder, processes, recipe=recipe, run=run)
+    files = pack_job(job, folder, processes, recipe=recipe, run=run, command=command)
     for name, path in files.items():
         if name.endswith(".jsonl"):
             _check_lines(path)
