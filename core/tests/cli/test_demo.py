@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import jsonschema
 from luthier.cli.demo import DemoResult, draw_demo
+from luthier.cli.documents.document_schemas import document_schema
 from rich.console import Console
 
 RESULT = DemoResult(
@@ -25,7 +27,7 @@ def test_demo_in_a_process_of_its_own_prints_one_document_of_what_it_made(comman
     result = command("demo", "--max-steps", "2", "--folder", tmp_path / "demo", "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
-    assert {"eval_loss_before", "eval_loss_after", "run", "adapter", "merged", "seconds"} <= found.keys()
+    assert jsonschema.Draft202012Validator(document_schema("demo")).is_valid(found)
     assert found["eval_loss_after"] < found["eval_loss_before"]
     assert all(Path(found[name]).is_dir() for name in ("run", "adapter", "merged"))
     assert len(found["next"]) == 2

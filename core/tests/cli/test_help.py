@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from luthier.cli.app import app
+from typer.main import get_command
 
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "numpy", "wandb", "mlflow", "openai"}
 MODULES = 300  # that the general help imports beside the interpreter's own: typer and rich are most of them
@@ -16,6 +18,17 @@ def cpu_seconds(line):
     subprocess.run(line, check=True, capture_output=True)
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def verbs_of(group):
+    for name, command in group.commands.items():
+        yield name, command
+        yield from verbs_of(command) if hasattr(command, "commands") else ()
+
+
+def test_the_list_of_verbs_cuts_no_sentence_at_80_columns():
+    room = 80 - 2 - 6 - len("new-plugin")  # click's margins, and the longest name
+    assert [name for name, verb in verbs_of(get_command(app)) if verb.get_short_help_str(room).endswith("...")] == []
 
 
 @pytest.mark.slow  # a time, which other work on the machine lengthens; the number of modules says the same

@@ -2,10 +2,12 @@
 
 import json
 
+import jsonschema
 import luthier
 import pytest
 import torch
 from luthier.cli.app import app
+from luthier.cli.documents.document_schemas import document_schema
 from luthier.errors import LuthierError
 from luthier.logs import set_up
 from luthier.recipe.reading.yaml12 import load_yaml
@@ -71,7 +73,9 @@ def test_the_command_prints_the_report_as_json(recipe_file):
     done = CliRunner().invoke(app, ["continual", str(recipe_file), "--set", "max_steps=1", "--json"])
     set_up("warning")
     assert done.exit_code == 0
-    assert json.loads(done.stdout)["tasks"] == ["first", "second"]
+    document = json.loads(done.stdout)
+    assert document["tasks"] == ["first", "second"]
+    assert jsonschema.Draft202012Validator(document_schema("continual")).is_valid(document)
 
 
 def test_one_data_set_is_cut_into_runs_by_flags_alone(task_files, tmp_path):

@@ -3,8 +3,10 @@
 import importlib.metadata
 import json
 
+import jsonschema
 import pytest
 from luthier.cli.app import app
+from luthier.cli.documents.document_schemas import document_schema
 from luthier.testing import Fault
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
@@ -74,6 +76,7 @@ def test_a_provider_is_verified_with_options_of_its_own_and_any_price(command, f
     assert (status, document["error"]["code"], fake.jobs()) == (2, "cost-above", [])
     status, document = command(*words, "--any-cost", "--option", "suffix=checked", "-o", "told.json")
     assert (status, document["state"], document["provider"]) == (0, "canceled", "together")
+    assert jsonschema.Draft202012Validator(document_schema("providers verify")).is_valid(document)
     (made,) = fake.tunes.values()
     assert made["suffix"].startswith("checked-") and (tmp_path / "told.json").is_file()
 

@@ -42,7 +42,7 @@ def continual(
     output_dir: OutputDir = None, allow_changed: AllowChanged = "", help_: Help = False, json: Json = False,
     log_level: LogLevel = "info", log_format: LogFormat = "console", log_file: LogFile = None,
 ) -> Any:  # fmt: skip
-    """Train tasks one after the other, and report what was forgotten."""
+    """Train tasks in sequence, and report what was forgotten."""
     from luthier.recipe import parse_flags, parse_sets
 
     if help_:

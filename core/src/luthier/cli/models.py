@@ -151,7 +151,7 @@ def export(
     log_format: LogFormat = "console",
     log_file: LogFile = None,
 ) -> Any:
-    """Write a trained model in another tool's format, read back and compared."""
+    """Write a trained model in another tool's format, and compare."""
     path = Path(locate_model(str(path)))
     chosen = {"name": format_, **_exporter_options(option or ())}
     api = start_api(log_level, log_format, log_file)

@@ -57,7 +57,7 @@ def show(
     name: Annotated[str, typer.Argument(help="The part's name.", autocompletion=complete_part_name)],
     json: Json = False,
 ) -> Any:
-    """Show one part: its options with type, default, bounds and meaning; what it needs, provides and refuses."""
+    """Show one part: its options, and what it needs and refuses."""
     from luthier.cli.screen.options_table import to_dict
     from luthier.errors import LuthierError, suggest_nearest
     from luthier.plugins.options import describe_options

@@ -26,7 +26,7 @@ def presets(
     ] = None,
     json: Json = False,
 ) -> Any:
-    """List model presets with the memory that training them is predicted to take."""
+    """List well-known models with the memory that training takes."""
     from luthier.memory.model_presets import METHODS
     from luthier.memory.model_presets import list_presets as known
 
@@ -61,15 +61,18 @@ def _room() -> dict[str, Any] | None:
 
 
 def _draw(screen: Console, document: Mapping[str, Any]) -> None:
-    from luthier.cli.screen.tables import draw_section, plain_table
+    from rich.text import Text
+
+    from luthier.cli.screen.tables import draw_fitted
     from luthier.sizes import size_text
 
     methods, room = list(document["methods"]), document["device"]
-    table = plain_table("model", ">size", *(f">{method.replace('recomputed', 'rc')}" for method in methods))
-    table.columns[0].no_wrap = False  # a name may be wrapped, a number may not
-    for row in document["presets"]:
-        table.add_row(row["name"], _counted(row["parameters"]), *_cells(row, methods))
-    draw_section(screen, f"Predicted memory in GiB, at {document['tokens']:,} tokens a micro-batch", table)
+    rows: list[list[str | Text]] = [["model", ">size", *(f">{name.replace('recomputed', 'rc')}" for name in methods)]]
+    rows += [[row["name"], _counted(row["parameters"]), *_cells(row, methods)] for row in document["presets"]]
+    title = f"Predicted memory in GiB, at {document['tokens']:,} tokens a micro-batch"
+    screen.print(Text(title, style="bold underline"))
+    draw_fitted(screen, rows, ["size"])
+    screen.print()
     if room is not None:
         screen.print(f"* fits the {size_text(room['free'])} that are free on {room['device']}", highlight=False)
     screen.print("full: float32 weights, bfloat16 products, AdamW; lora: bfloat16 weights, r 16 on every linear layer",

@@ -45,7 +45,7 @@ def runs(context: typer.Context, directory: Dir = None, json: Json = False) -> A
 
 @app.command()
 def show(context: typer.Context, run: Name, *, directory: Dir = None, json: Json = False) -> Any:
-    """Show one run: settings, parts, data, numbers, checkpoints, health, files, and the curve of its loss."""
+    """Show one run: settings, parts, numbers, checkpoints, curve."""
     from luthier.cli.screen.runs_view import draw_run
     from luthier.runs.details import run_details
 
@@ -64,7 +64,7 @@ def diff(
     directory: Dir = None,
     json: Json = False,
 ) -> Any:
-    """Show how two runs differ: options, parts, data, versions, and their numbers side by side."""
+    """Show how two runs differ: options, parts, data, numbers."""
     from luthier.cli.screen.runs_view import draw_difference
     from luthier.runs.compare import compare_runs, draw_both
 
@@ -88,7 +88,7 @@ def replay(
     log_format: LogFormat = "console",
     log_file: LogFile = None,
 ) -> Any:
-    """Train a run's recipe again in a fresh folder, with options changed or as it was."""
+    """Train a run's recipe again, with options changed or as it was."""
     from luthier.cli.screen.answers import make_console
     from luthier.cli.screen.runs_view import draw_changes, draw_replayed
     from luthier.runs.replay import replay_run as prepared

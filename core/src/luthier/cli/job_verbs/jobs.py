@@ -77,7 +77,7 @@ def _follow_listed(listed: Sequence[Job]) -> None:
 
 
 def status(job: Name, *, json: Json = False) -> Any:
-    """Show where a job stands: state, progress, losses, time left, what it has cost."""
+    """Show a job's state, progress, losses, time left and cost."""
     from luthier.cli.screen.jobs_view import draw_job
     from luthier.jobs.job_numbers import job_metrics, job_progress
     from luthier.jobs.store.job_events import read_events
@@ -138,7 +138,7 @@ def download(
     kind: Annotated[str | None, typer.Option(help="adapter or model; without it, what the provider gives.")] = None,
     json: Json = False,
 ) -> Any:
-    """Download a job's result to this machine, checked, with a manifest of its files."""
+    """Download a job's result, checked, with a manifest."""
     from luthier.cli.screen.jobs_view import draw_artifact, transfer_bar
     from luthier.plugins.providing.job_records import to_plain_data
 
@@ -156,7 +156,7 @@ def attach(
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Only complete its submission; do not follow it.")] = False,
     json: Json = False,
 ) -> Any:
-    """Come back to a job: complete its submission if that was cut off, then follow it to its end."""
+    """Come back to a job: complete its submission, and follow it."""
     from luthier.cli.screen.follow_job import follow_job, leaving_alone
     from luthier.cli.screen.jobs_view import draw_job
 

@@ -23,7 +23,7 @@ Given = Annotated[
 ]
 ModelName = Annotated[str, typer.Option(help="The base model that is asked about.")]
 
-app = typer.Typer(help="List the providers; show what one offers; check that it can be reached; verify it for real.")
+app = typer.Typer(help="List the providers; show, check or verify one.")
 
 
 @app.callback(invoke_without_command=True)
@@ -43,7 +43,7 @@ def providers(context: typer.Context, json: Json = False) -> Any:
 
 @app.command()
 def show(name: Name, *, model: ModelName = "", option: Given = None, json: Json = False) -> Any:
-    """Show what a provider offers: methods, settings and their bounds, data, models, weights, prices and notices."""
+    """Show what a provider offers: methods, bounds, models, prices."""
     from luthier.jobs.restoring import make_provider
     from luthier.jobs.sync_twins import run_plainly
     from luthier.plugins.providing.job_records import to_plain_data
@@ -63,7 +63,7 @@ def show(name: Name, *, model: ModelName = "", option: Given = None, json: Json 
 
 @app.command()
 def check(name: Name, *, option: Given = None, json: Json = False) -> Any:
-    """Ask a provider, without cost, if it can be reached and accepts the key."""
+    """Ask a provider, without cost, if it accepts the key."""
     from luthier.cli.screen.tables import pairs_table
     from luthier.jobs.restoring import make_provider
     from luthier.jobs.sync_twins import run_plainly
@@ -90,7 +90,7 @@ def verify(
     option: Given = None,
     json: Json = False,
 ) -> Any:
-    """Verify a provider with a tiny job: submit it, look at it, cancel it, and write a transcript without keys.
+    """Verify a provider with a tiny job, and write a transcript.
 
     Only this proves a provider against its live service. The job's cost until it is cancelled is charged.
     """

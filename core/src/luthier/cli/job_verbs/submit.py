@@ -68,7 +68,7 @@ def estimate(
     context: typer.Context, *, at: At = None, sets: Sets = None, max_cost: MaxCost = None, help_: Help = False,
     json: Json = False,
 ) -> Any:  # fmt: skip
-    """Compare what a recipe would cost at several providers, and what each of them refuses."""
+    """Compare a recipe's cost at providers, and what they refuse."""
     from luthier.cli.screen.jobs_view import draw_estimates
     from luthier.jobs.manager import Manager
     from luthier.jobs.sync_twins import run_plainly

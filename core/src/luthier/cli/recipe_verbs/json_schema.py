@@ -23,7 +23,7 @@ def schema(
     of: Annotated[str | None, typer.Option(help="Of this verb's output with --json, such as `runs show`.")] = None,
     json: Json = False,
 ) -> Any:
-    """Print the JSON schema of recipes, with the options of every installed part."""
+    """Print the JSON schema of recipes, with every part's options."""
     if of is not None:
         return _answer_document(of, output)
     from luthier.recipe.editor_schema.whole_recipe import make_schema
