@@ -9,6 +9,7 @@ import pytest
 import torch
 from luthier import LuthierError
 from luthier.runs.writing.active_run import Interrupted
+from luthier.testing import expect_error
 from luthier.testing.worlds import save_tiny_model
 
 
@@ -78,3 +79,48 @@ def test_a_teacher_of_another_width_is_refused_before_the_first_step(train, tmp_
     run = train(loss=relation, teacher=wide, adapter="full", max_steps=6, learning_rate=3e-3)
     first, *_, last = [line["hidden_distance"] for line in logged(run) if "hidden_distance" in line]
     assert last < first
+
+
+CACHED = {"loss": {"name": "distill", "top_k": 8, "temperature": 2.0}, "max_steps": 3, "save_steps": 1}
+
+
+def test_a_cached_teacher_gives_the_numbers_of_a_live_one_and_a_cut_run_goes_on(train, teacher, rows, tmp_path):
+    given = {**CACHED, "teacher": teacher, "eval_data": rows[:3]}
+    live = train(**given, output_dir=tmp_path / "live")
+    cached = train(**given, teacher_cache=True, output_dir=tmp_path / "cached")
+    assert cached.loss_history == pytest.approx(live.loss_history, rel=1e-4)
+    assert cached.eval_loss == pytest.approx(live.eval_loss, rel=1e-4)
+    for one, other in zip(logged(live), logged(cached), strict=True):
+        assert one.get("teacher_agreement") == other.get("teacher_agreement")
+    assert len(list((tmp_path / "cached" / "constants").glob("teacher_cache-*.safetensors"))) == 1
+
+    def terminate(step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(**given, teacher_cache=True, exact_callbacks=["jsonl", luthier.on(step_ended=terminate)])
+    assert train(**given, teacher_cache=True).loss_history == cached.loss_history
+
+
+@pytest.mark.slow
+def test_a_cache_of_another_teacher_is_refused(train, tmp_path):
+    own = save_tiny_model(tmp_path / "teacher", seed=5)
+    given = {**CACHED, "teacher": str(own), "teacher_cache": True}
+
+    def terminate(step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(**given, exact_callbacks=["jsonl", luthier.on(step_ended=terminate)])
+    save_tiny_model(own, seed=6)
+    with expect_error("checkpoint-other", "teacher_cache", "weights"):
+        train(**given)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 8, "hidden_weight": 1.0}])
+def test_a_cache_is_refused_where_the_loss_reads_more_of_the_teacher(train, teacher, options, tmp_path):
+    with expect_error("recipe-conflict", "teacher_cache"):
+        train(loss={"name": "distill", **options}, teacher=teacher, teacher_cache=True, max_steps=1)
+    assert not (tmp_path / "run").exists()

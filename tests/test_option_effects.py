@@ -34,6 +34,7 @@ SETTINGS = {
     "reference": ("base", {}),
     "reference_cache": (True, {}),
     "teacher": ("MODEL", {}),
+    "teacher_cache": (True, {}),
     "learning_rate": (1e-3, {}),
     "lr_scheduler_type": ("cosine", {}),
     "lr_scheduler_kwargs": ({"min_lr_ratio": 0.5}, {"lr_scheduler_type": "cosine"}),

@@ -156,6 +156,7 @@ def run_settings(draw):
     validation = draw(st.floats(0.01, 0.5) | sources)
     data = attrs.evolve(draw(instances(Data)), train=draw(sources), validation=validation)
     data = attrs.evolve(data, streaming=data.streaming and not isinstance(validation, float))
+    chosen["teacher_cache"] = chosen.get("teacher_cache", False) and not data.streaming
     chosen["reference_cache"] = chosen.get("reference_cache", False) and not data.streaming
     chosen |= {"max_tokens_per_device": "auto"} if data.block_size is not None else {}
     model = attrs.evolve(draw(instances(Model)), name_or_path=draw(TEXT.filter(bool)))

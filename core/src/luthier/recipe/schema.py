@@ -148,6 +148,9 @@ class Settings:
     )  # fmt: skip
     reference_cache: bool = option(False, help="Compute the reference's log-probabilities once, before the first step.")
     teacher: OtherModel | None = option(None, help="The model that a loss learns from, loaded once and frozen.")
+    teacher_cache: bool = option(
+        False, help="Compute the teacher's most likely tokens of each row once, before the first step."
+    )
 
     learning_rate: float | Literal["auto"] = option(
         2e-4, help="The peak learning rate; auto: by the model's size and the share that trains.", low=0.0

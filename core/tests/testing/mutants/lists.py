@@ -110,6 +110,7 @@ LOSSES = [
     broken(PREFERENCE, "MeanOfPairs", "takes_idle_batches", "not finite"),
     broken(PREFERENCE, "OtherTerm", "terms_name_every_sum", "denominators"),
     broken(PREFERENCE, "PrefersRejected", "prefers_what_the_row_prefers", "must fall"),
+    broken(LOSS, "ReadsTheWholeTeacher", "reads_of_the_teacher_what_it_says", "teacher_reads", needs={"teacher"}),
     broken(PREFERENCE, "AsksForATeacher", "declares_reference_and_teacher", "teacher"),
     broken(PREFERENCE, "NamedAsTheRun", "metrics_have_names_of_their_own", "the run's own"),
     broken(PREFERENCE, "ForgetsThePolicy", "takes_idle_batches", "depends on the policy"),

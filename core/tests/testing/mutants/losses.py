@@ -159,3 +159,16 @@ class NoTerms:
 
     def __call__(self, policy, batch):
         return LossOutput(sums={})
+
+
+class ReadsTheWholeTeacher(Nll):
+    """The divergence from a teacher, of which it says that it reads the likeliest token alone."""
+
+    teacher_reads = (1, 1.0)
+
+    def __call__(self, policy: Any, batch: Batch) -> LossOutput:
+        def diverge(own: Tensor, labels: Tensor, theirs: Tensor) -> Tensor:
+            return -(theirs.softmax(-1) * own.log_softmax(-1)).sum(-1)
+
+        costs = policy.map_logits(batch, diverge, other=policy.teacher())
+        return LossOutput(sums={"nll": (costs * batch.token_weights).sum()})

@@ -23,6 +23,8 @@ class DistillLoss:
 
     def __init__(self, options: Distill) -> None:
         self.options = options
+        is_partial = options.top_k is not None and not options.hidden_weight
+        self.teacher_reads = (options.top_k, options.temperature) if is_partial else None
 
     def terms(self, batch: Batch) -> dict[str, float]:
         weight = float(batch.token_weights[batch.supervised].sum(dtype=torch.float64))

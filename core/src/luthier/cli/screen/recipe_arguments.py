@@ -39,7 +39,7 @@ GROUPS: Final[dict[str, str]] = {
     "Evaluation and checkpoints": "eval_steps eval_on_start metrics max_eval_answers max_eval_batches save_strategy "
     "save_steps save_samples save_final async_save save_total_limit metric_for_best_model greater_is_better "
     "load_best_model_at_end logging_steps",
-    "Other models": "adapter_from reference reference_cache teacher",
+    "Other models": "adapter_from reference reference_cache teacher teacher_cache",
     "The run": "output_dir run_name merge save_dtype max_shard_size seed device",
 }
 

@@ -149,12 +149,15 @@ class Loss(Protocol):
     - `data` is the kind of rows that it takes: "tokens", "preference", "unpaired" or "documents".
     - `couples = "batch"` says that the objective depends on all rows of the global batch together, as InfoNCE does.
       Such a loss implements `scores` and `combine`, from which the core trains.
+    - `teacher_reads = (count, temperature)` says that its function for `map_logits` reads of the teacher's logits only
+      the `count` largest, and what all others sum up to at that temperature. `teacher_cache` then keeps no more.
     - `aligns` is taken from the record; an object that is passed in Python sets it as an attribute.
     """
 
     data: str
     couples: str = "nothing"
     aligns: bool = False
+    teacher_reads: tuple[int, float] | None = None
 
     @abstractmethod
     def terms(self, batch: Any) -> dict[str, float]:

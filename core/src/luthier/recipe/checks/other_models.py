@@ -50,9 +50,10 @@ def check_other_models(recipe: Settings) -> None:
         other = getattr(recipe, field)
         if not (other is None or isinstance(other, str) or other.model.name_or_path):
             raise LuthierError("recipe-missing", "is empty", where=f"{field}.model.name_or_path")
-    if recipe.reference_cache and recipe.data.streaming:
-        problem, remedy = "a stream's rows are not known before the first step", "Leave one of the two out."
-        raise LuthierError("recipe-conflict", problem, where="reference_cache", found=True, remedy=remedy)
+    for field in ("reference_cache", "teacher_cache"):
+        if getattr(recipe, field) and recipe.data.streaming:
+            problem, remedy = "a stream's rows are not known before the first step", "Leave one of the two out."
+            raise LuthierError("recipe-conflict", problem, where=field, found=True, remedy=remedy)
 
 
 def _adapter_name(chosen: list[Chosen]) -> str:
@@ -81,6 +82,7 @@ def other_model_tags(recipe: Settings, chosen: list[Chosen]) -> dict[str, str]:
         "reference": (recipe.reference != "auto", "reference"),
         "reference_cache": (recipe.reference_cache, "reference"),
         "teacher": (recipe.teacher is not None, "teacher"),
+        "teacher_cache": (recipe.teacher_cache, "teacher"),
     }
     for field, (is_given, tag) in asked.items():
         if is_given and tag not in needed:

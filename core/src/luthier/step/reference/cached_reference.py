@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import attrs
 import numpy as np
@@ -37,6 +37,8 @@ class CachedReference:
     has, such as a derived one, is asked of `live`; None: there is none any more. `identity` says of which weights,
     data and template the values are.
     """
+
+    option: ClassVar[str] = OPTION
 
     def __init__(self, identity: Mapping[str, Any], *, derives: bool, sharded: bool) -> None:
         self.identity, self.derives, self.sharded = dict(identity), derives, sharded
@@ -96,9 +98,17 @@ class CachedReference:
             assert not isinstance(dataset, Stream), "the recipe's checks refuse a cache of a stream"
             batches = iter(()) if dataset is None else deal_batches(dataset, alone, setup.device)
             while turn := list(islice(batches, AT_ONCE)):
-                for keys, counts, values in run_over(setup, turn, _ask_live):
+                for keys, counts, values in run_over(setup, turn, self.ask):
                     parts = values.cpu().split(counts)
                     self.values |= {bytes.fromhex(key): part for key, part in zip(keys, parts, strict=True)}
+
+    def ask(self, policy: ModelPolicy, batch: Batch) -> Any:
+        """Return documents, their counts of supervised tokens, and the values of all these."""
+        return gather_values(self.live_values(policy, batch), batch)
+
+    def live_values(self, policy: ModelPolicy, batch: Batch) -> Tensor:
+        """Return [T, ...], of which each supervised token's row is kept."""
+        return policy.others["reference"].live.token_logprobs(batch)
 
     def constants(self) -> dict[str, Tensor]:
         """Return the values with the names of their documents, and the identity."""
@@ -115,9 +125,9 @@ class CachedReference:
         was = json.loads(constants["identity"].numpy().tobytes())
         differs = sorted(name for name in {**was, **self.identity} if was.get(name) != self.identity.get(name))
         if differs:
-            problem = f"the cached log-probabilities are those of other {', '.join(differs)}"
-            remedy = f"Restore it, start with --fresh, or set {OPTION}: false."
-            raise LuthierError("checkpoint-other", problem, where=OPTION, remedy=remedy)
+            problem = f"the cached values are those of other {', '.join(differs)}"
+            remedy = f"Restore it, start with --fresh, or set {self.option}: false."
+            raise LuthierError("checkpoint-other", problem, where=self.option, remedy=remedy)
         parts = constants["values"].split(constants["counts"].tolist())
         keys = [key.tobytes() for key in constants["keys"].numpy()]
         self.values = dict(zip(keys, parts, strict=True))
@@ -151,9 +161,8 @@ def live_part(live: Tensor | None, batch: Batch, document: int) -> Tensor:
     return live[supervised[(supervised >= start) & (supervised < end)]]
 
 
-def _ask_live(policy: ModelPolicy, batch: Batch) -> Any:
-    """Return documents, their counts of supervised tokens, and the values of all these."""
-    live = policy.others["reference"].live.token_logprobs(batch)
+def gather_values(live: Tensor, batch: Batch) -> Any:
+    """Return documents by their keys, their counts of supervised tokens, and the rows of all these."""
     documents = dict(document_keys(batch))
     parts = [live_part(live, batch, document) for document in documents]
     values = torch.cat(parts) if parts else live[:0]

@@ -36,6 +36,7 @@ class Companions:
     reference: Way = "none"
     begins_equal: bool = False  # the reference equals the policy at step 0
     cached: bool = False  # the reference's log-probabilities are computed once
+    caches_teacher: bool = False  # the teacher's most likely tokens are computed once
     models: Mapping[str, OtherModel] = attrs.field(factory=dict)  # by role: reference, teacher
 
     @classmethod
@@ -49,7 +50,8 @@ class Companions:
         if "teacher" in needs and recipe.teacher is not None:
             models["teacher"] = recipe.teacher
         equal = way in ("disabled", "kept") and recipe.reference != "base"
-        return cls(reference=way, begins_equal=equal, cached=recipe.reference_cache, models=models)
+        return cls(reference=way, begins_equal=equal, cached=recipe.reference_cache, models=models,
+                   caches_teacher=recipe.teacher_cache)  # fmt: skip
 
     def join(self, policy: ModelPolicy, read: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
         """Give the policy its companions; return the owners of tensors that are kept once.
@@ -85,7 +87,11 @@ class Companions:
             ]
         else:
             notes = [f"{NOTES[self.reference]} in each step"] if self.reference in NOTES else []
-        if "teacher" in self.models:
+        if self.caches_teacher:
+            notes.append(
+                "the teacher's most likely tokens are computed once, in one pass over the rows before the first step"
+            )
+        elif "teacher" in self.models:
             notes.append("the teacher is another model: its weights, and one more forward pass of it in each step")
         return notes
 

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from luthier.errors import LuthierError
 from luthier.plugins.completion import has_default
 from luthier.step.adapter_start import find_start, load_start
 from luthier.step.context import WHOLE, attach_adapter
 from luthier.step.reference.cached_reference import CachedReference
+from luthier.step.reference.cached_teacher import CACHE, CachedTeacher
 from luthier.step.reference.companions import Companions
 from luthier.step.reference.frozen_models import FrozenModel, check_same_tokens, find_frozen, read_frozen
-from luthier.step.reference.reference_identity import identify_reference
+from luthier.step.reference.reference_identity import identify_reference, identify_teacher
 
 if TYPE_CHECKING:
     from luthier.plugins.contracts.protocols import Adapter, Loss
@@ -47,6 +49,10 @@ class Company:
         """Return it; raise where a companion has another vocabulary than the model, and the loss does not align."""
         for role, companion in self.models.items():
             check_same_tokens(companion, role, tokenizer, config, aligns=bool(getattr(loss, "aligns", False)))
+        if self.companions.caches_teacher and loss.teacher_reads is None:
+            remedy = "Let the loss compare a few likely tokens (distill: top_k, no hidden states), or leave it out."
+            raise LuthierError("recipe-conflict", "the loss reads more of the teacher than its likely tokens",
+                               where=CACHE, found=True, remedy=remedy)  # fmt: skip
         return self
 
     def load_start(self, adapter: Adapter, purpose: Purpose) -> None:
@@ -73,7 +79,13 @@ class Company:
         joining = self.companions
         if cache is not None and not (cache.derives or self.companions.reference == "disabled" or self._fills(purpose)):
             joining, read = joining.without_live(), {k: v for k, v in read.items() if k != "reference"}
+        taught = self._teacher_cache(setup, purpose)
+        if taught is not None and not self._fills(purpose):
+            read = {role: reading for role, reading in read.items() if role != "teacher"}
         setup.constant_owners |= joining.join(policy, read)
+        if taught is not None:
+            taught.live = policy.others.get("teacher")
+            policy.others["teacher"] = setup.constant_owners[CACHE] = taught
         if cache is not None:
             cache.live = policy.others.get("reference")
             policy.others["reference"] = setup.constant_owners["reference_cache"] = cache
@@ -85,6 +97,14 @@ class Company:
         derives = not has_default(setup.loss, "loss", "arrange")
         sharded = setup.spread.strategy == "fsdp"
         return CachedReference(identify_reference(setup), derives=derives, sharded=sharded)
+
+    def _teacher_cache(self, setup: Setup, purpose: Purpose) -> CachedTeacher | None:
+        """Return the empty cache of the teacher's likely tokens; None where none is asked for."""
+        reads = setup.loss.teacher_reads
+        if not self.companions.caches_teacher or purpose == "open" or reads is None:
+            return None
+        vocabulary = setup.model.config.get_text_config().vocab_size
+        return CachedTeacher(identify_teacher(setup), reads, vocabulary, blank=purpose == "plan")
 
     def _fills(self, purpose: Purpose) -> bool:
         return self.begins and purpose != "plan"

@@ -8,6 +8,7 @@ from luthier.errors import LuthierError
 from luthier.model.weights.initial_weights import InitialWeights
 from luthier.step.over_batches import run_over
 from luthier.step.reference.cached_reference import CachedReference
+from luthier.step.reference.cached_teacher import CACHE, CachedTeacher
 
 if TYPE_CHECKING:
     from luthier.data.batches.batch import Batch
@@ -28,6 +29,10 @@ def begin_companions(setup: Setup) -> None:
         if not cache.derives and setup.companions.reference != "disabled":
             cache.live = None
             setup.constant_owners.pop("reference", None)
+    taught = setup.constant_owners.get(CACHE)
+    if isinstance(taught, CachedTeacher):
+        taught.fill(setup)
+        taught.live = None  # the teacher is not used again
 
 
 def check_reference(setup: Setup) -> None:

@@ -32,6 +32,7 @@ arrange_is_a_pure_function = loss_units.arrange_is_a_pure_function
 terms_name_every_sum = loss_units.terms_name_every_sum
 metrics_have_names_of_their_own = loss_units.metrics_have_names_of_their_own
 declares_reference_and_teacher = loss_units.declares_reference_and_teacher
+reads_of_the_teacher_what_it_says = loss_units.reads_of_the_teacher_what_it_says
 state_survives_a_checkpoint = loss_units.state_survives_a_checkpoint
 prefers_what_the_row_prefers = loss_units.prefers_what_the_row_prefers
 agrees_on_a_model = loss_units.agrees_on_a_model

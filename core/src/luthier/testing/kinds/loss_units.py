@@ -100,6 +100,29 @@ def declares_reference_and_teacher(subject: Subject, options: Any, drawn: Drawn,
     outcome_of(subject, loss, table_of(batch, seed), [batch])
 
 
+@law(drawn=unit_packs(), seed=drawn_seeds())
+def reads_of_the_teacher_what_it_says(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
+    """With `teacher_reads = (count, temperature)`, a teacher of which no more is known gives the same sums."""
+    from luthier.step.reference.cached_teacher import keep_top, spread_top
+    from luthier.testing.policies import TablePolicy
+
+    loss = built_loss(subject, options, drawn)
+    if loss.teacher_reads is None:
+        not_run("it may read all that a teacher says")
+    batch = pack_examples(lay_out_units(loss, drawn))
+    table = table_of(batch, seed)
+    count, temperature = min(loss.teacher_reads[0], table.shape[-1]), loss.teacher_reads[1]
+
+    class Little(TablePolicy):
+        def teacher(self) -> TablePolicy:
+            kept = keep_top(super().teacher().logits, count, temperature)
+            return TablePolicy(spread_top(kept, count, temperature, table.shape[-1]))
+
+    outputs = [loss(policy(table), batch) for policy in (TablePolicy, Little)]
+    whole, little = ({name: value.detach() for name, value in output.sums.items()} for output in outputs)
+    assert_same(little, whole, "sums with what teacher_reads names of the teacher against those with all of it")
+
+
 @law(5, drawn=unit_packs(), seed=drawn_seeds())
 def state_survives_a_checkpoint(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
     """A loss that has begun, and one that only loads the first one's state, give the same sums."""

@@ -70,7 +70,8 @@ class Weights:
 
 def measured_recipe(weights: Weights, changes: dict[str, Any], data: str | None) -> Recipe:
     """Return the recipe of an evaluation: `data` in the place of its rows, and nothing that belongs to training."""
-    recipe = attrs.evolve(weights.recipe, memory_check=False, reference_cache=False, callbacks=[], **changes)
+    recipe = attrs.evolve(weights.recipe, memory_check=False, reference_cache=False, teacher_cache=False,
+                          callbacks=[], **changes)  # fmt: skip
     if data is not None:
         return attrs.evolve(recipe, data=held_out_data(recipe.data, data), max_eval_batches=None, eval_steps=None,
                             eval_on_start=False, load_best_model_at_end=False)  # fmt: skip
