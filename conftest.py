@@ -82,6 +82,7 @@ SLOW_FORMS = (
     "test_two_ranks_have_the_reference_of_one[trained lora-ddp]",
     "test_it_keeps_the_laws_of_losses[distill]",
     "test_it_keeps_the_laws_of_losses[infonce]",
+    "test_conforms[benchmark-lm_eval-refuses_a_task_that_it_does_not_have]",
     "test_conforms[callback-trackio-tolerates_every_event_order_the_loop_can_produce]",
     "test_conforms[callback-wandb-tolerates_every_event_order_the_loop_can_produce]",
     "test_conforms[adapter-dora-trains_alike_on_two_sharded_ranks]",

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "luthier.api": ("train", "continual", "multi_run", "plan", "inspect", "generate", "merge", "export", "evaluate"),
-    "luthier.artifact_api": ("load", "combine", "unmerge", "push"),
+    "luthier.api": ("train", "continual", "multi_run", "plan", "inspect", "generate", "merge", "export"),
+    "luthier.artifact_api": ("evaluate", "load", "combine", "unmerge", "push"),
     "luthier.training.run": ("Run",),
     "luthier.training.trained.open_chat": ("open_chat",),
     "luthier.model.generation.conversation": ("Conversation", "Reply"),
+    "luthier.model.benchmark_model": ("BenchmarkModel",),
     "luthier.model.offline_import": ("import_offline",),
     "luthier.model.weights.dense_layers": ("check_finite_weights", "choose_dense_layers"),
     "luthier.model.generation.generate": ("Sampling",),
@@ -37,6 +38,7 @@ _HOMES = {
         "MetricRecord",
         "PenaltyRecord",
         "TrainerRecord",
+        "BenchmarkRecord",
     ),
     "luthier.plugins.contracts.protocols": ("Adapter", "Callback", "Loss", "Optimizer", "Provider", "Quantizer"),
     "luthier.plugins.providing.job_records": (
@@ -63,12 +65,15 @@ _HOMES = {
         *("Parcel", "ToldRun", "join_parcel", "pack_parcel", "parcel_variables", "read_told", "sent_words"),
     ),
     "luthier.jobs.wire.wire_service": ("WireService", "WireTerms"),
-    "luthier.plugins.contracts.side_protocols": ("Exporter", "Metric", "Operation", "Penalty", "Trainer"),
+    "luthier.plugins.contracts.side_protocols": (
+        *("Benchmark", "Exporter", "Metric", "Operation", "Penalty", "Trainer"),
+    ),
     "luthier.training.trainers.trainer_session": ("TrainerSession",),
     "luthier.data.prompt_rows": ("PromptRow",),
     "luthier.plugins.contracts.policy_protocol": ("Policy",),
     "luthier.plugins.contracts.run_view": ("RunView",),
     "luthier.plugins.contracts.values": (
+        "BenchmarkScore",
         "Context",
         "Group",
         "LossOutput",
@@ -81,8 +86,8 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
-    from luthier.api import continual, evaluate, export, generate, inspect, merge, multi_run, plan, train
-    from luthier.artifact_api import combine, load, push, unmerge
+    from luthier.api import continual, export, generate, inspect, merge, multi_run, plan, train
+    from luthier.artifact_api import combine, evaluate, load, push, unmerge
     from luthier.data.batches.batch import Batch
     from luthier.data.batches.unit import Passage, Unit
     from luthier.data.prompt_rows import PromptRow
@@ -113,6 +118,7 @@ if TYPE_CHECKING:
     from luthier.jobs.transport.service_client import Call, ServiceClient, check_address
     from luthier.jobs.wire.wire_service import WireService, WireTerms
     from luthier.logs import get_logger
+    from luthier.model.benchmark_model import BenchmarkModel
     from luthier.model.generation.conversation import Conversation, Reply
     from luthier.model.generation.generate import Sampling
     from luthier.model.offline_import import import_offline
@@ -120,8 +126,16 @@ if TYPE_CHECKING:
     from luthier.plugins.contracts.policy_protocol import Policy
     from luthier.plugins.contracts.protocols import Adapter, Callback, Loss, Optimizer, Provider, Quantizer
     from luthier.plugins.contracts.run_view import RunView
-    from luthier.plugins.contracts.side_protocols import Exporter, Metric, Operation, Penalty, Trainer
-    from luthier.plugins.contracts.values import Context, Group, LossOutput, Multipliers, Progress, TokenStatistics
+    from luthier.plugins.contracts.side_protocols import Benchmark, Exporter, Metric, Operation, Penalty, Trainer
+    from luthier.plugins.contracts.values import (
+        BenchmarkScore,
+        Context,
+        Group,
+        LossOutput,
+        Multipliers,
+        Progress,
+        TokenStatistics,
+    )
     from luthier.plugins.events import event
     from luthier.plugins.hookspecs import hookimpl
     from luthier.plugins.on import on
@@ -147,6 +161,7 @@ if TYPE_CHECKING:
     from luthier.plugins.providing.job_state import JobState
     from luthier.plugins.records import (
         AdapterRecord,
+        BenchmarkRecord,
         CallbackRecord,
         ExporterRecord,
         LossRecord,

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from luthier.training.planning.overfit_batch import Overfit
     from luthier.training.planning.plan_run import Plan
     from luthier.training.run import Run
-    from luthier.training.trained.evaluate_weights import Evaluation
 
 Given = Recipe | str | Path | Mapping[str, Any] | None
 PARTS = ("adapter", "loss", "optimizer", "quantizer", "callbacks", "output_dir")
@@ -235,38 +234,6 @@ def export(
 
     folder, place = None if output_dir is None else Path(output_dir), find_weights(path, step=step, best=best)
     return export_weights(place, format, folder, base=base, dry_run=dry_run)
-
-
-def evaluate(
-    path: str | Path,
-    data: str | Path | None = None,
-    *,
-    metrics: Sequence[str | Mapping[str, Any]] = (),
-    step: int | None = None,
-    best: bool = False,
-    against: str | Path | None = None,
-    max_regression: float | None = None,
-    gate: str = "eval_loss",
-    resamples: int = 1000,
-    max_answers: int | None = None,
-    max_new_tokens: int | None = None,
-    device: str | None = None,
-) -> Evaluation:
-    """Measure a run, a checkpoint, an adapter or a model over `data`, or over the run's own validation rows.
-
-    Each number has its bootstrap interval of so many `resamples` (0: none; rows then share passes). `metrics` are
-    added to the recipe's. `against` is measured on the same rows by the same loss; with `max_regression` the result
-    says whether `gate` is worse by no more than that. Of a run that is not done its newest checkpoint is measured.
-    """
-    require_local()
-    from luthier.training.trained.evaluate_weights import Measuring, evaluate_weights
-    from luthier.training.trained.weights_place import find_weights
-
-    how = Measuring(data=None if data is None else str(data), metrics=tuple(metrics), resamples=resamples,
-                    max_answers=max_answers, max_new_tokens=max_new_tokens, device=device, gate=gate,
-                    max_regression=max_regression)  # fmt: skip
-    other = None if against is None else find_weights(against)
-    return evaluate_weights(find_weights(path, step=step, best=best), how, other)
 
 
 def _given(adapter: Any, loss: Any, optimizer: Any, quantizer: Any, callbacks: Any, output_dir: Any,

@@ -1,16 +1,43 @@
-"""The Python functions for trained models: load, combine, unmerge, push. They import torch when they are called."""
+"""The Python functions for trained models: evaluate, load, combine, unmerge, push. Torch is imported when they run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.api import require_local
 
 if TYPE_CHECKING:
     from luthier.artifacts.push import Push
+    from luthier.training.trained.evaluate_weights import Evaluation
     from luthier.training.trained.loaded import Loaded
+
+
+def evaluate(
+    path: str | Path, data: str | Path | None = None, *, metrics: Sequence[str | Mapping[str, Any]] = (),
+    step: int | None = None, best: bool = False, against: str | Path | None = None, gate: str = "eval_loss",
+    max_regression: float | None = None, resamples: int = 1000, max_answers: int | None = None,
+    max_new_tokens: int | None = None, device: str | None = None, tasks: Sequence[str] = (),
+    benchmark: str | Mapping[str, Any] = "lm_eval",
+) -> Evaluation:  # fmt: skip
+    """Measure a run, a checkpoint, an adapter or a model over `data`, or over the run's own validation rows.
+
+    With `tasks` it is measured over these tasks of a `benchmark`, a plugin's, and over rows only if `data` is given.
+
+    Each number has its bootstrap interval of so many `resamples` (0: none; rows then share passes). `metrics` are
+    added to the recipe's. `against` is measured on the same rows by the same loss; with `max_regression` the result
+    says whether `gate` is worse by no more than that. Of a run that is not done its newest checkpoint is measured.
+    """
+    require_local()
+    from luthier.training.trained.evaluate_weights import Measuring, evaluate_weights
+    from luthier.training.trained.weights_place import find_weights
+
+    how = Measuring(data=None if data is None else str(data), metrics=tuple(metrics), resamples=resamples,
+                    max_answers=max_answers, max_new_tokens=max_new_tokens, device=device, gate=gate,
+                    max_regression=max_regression, tasks=tuple(tasks), benchmark=benchmark)  # fmt: skip
+    other = None if against is None else find_weights(against)
+    return evaluate_weights(find_weights(path, step=step, best=best), how, other)
 
 
 def load(path: str | Path, *, device: str = "auto") -> Loaded:

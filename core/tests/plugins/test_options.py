@@ -6,6 +6,7 @@ import attrs
 import pytest
 from luthier import (
     AdapterRecord,
+    BenchmarkRecord,
     CallbackRecord,
     ExporterRecord,
     LossRecord,
@@ -167,7 +168,7 @@ def test_a_sound_record_keeps_its_tags():
 
 def test_every_kind_has_a_record_a_hook_and_a_protocol():
     records = (AdapterRecord, LossRecord, OptimizerRecord, QuantizerRecord, ProviderRecord, CallbackRecord)
-    records += (OperationRecord, ExporterRecord, MetricRecord, PenaltyRecord, TrainerRecord)
+    records += (OperationRecord, ExporterRecord, MetricRecord, PenaltyRecord, TrainerRecord, BenchmarkRecord)
     assert set(RECORDS.values()) == set(records)
     assert set(KINDS) == set(HOOKS) == set(REQUIRED)
     assert len(TAGS) == 13

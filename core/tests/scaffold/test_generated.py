@@ -13,7 +13,7 @@ from luthier.plugins.options import describe_options
 from luthier.scaffold import make_package, render
 
 KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback", "provider", "operation", "exporter", "metric",
-         "penalty", "trainer")  # fmt: skip
+         "penalty", "trainer", "benchmark")  # fmt: skip
 LISTS = {"callback": "callbacks", "metric": "metrics", "penalty": "penalties"}
 TRAINING = tuple(kind for kind in KINDS if kind != "provider")  # which trains elsewhere
 PIP = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
@@ -46,7 +46,9 @@ def test_the_readmes_table_is_that_of_the_options(kind):
     assert table(render("warmth", kind)["README.md"]) == shown
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("operation", "exporter")])  # no recipe's
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind not in ("operation", "exporter", "benchmark")]
+)  # no recipe's
 def test_the_readmes_recipe_uses_the_part_with_options_it_has(kind):
     text = render("warmth", kind)["README.md"]
     recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
@@ -112,7 +114,7 @@ def tried(kind, folder):
     settings = {**common, **own}
     if kind == "trainer":
         del settings["global_batch_size"], settings["memory_check"]
-    if kind in ("operation", "exporter", "metric", "penalty"):
+    if kind in ("operation", "exporter", "metric", "penalty", "benchmark"):
         del settings[kind]
     if kind == "metric":
         settings |= {"metrics": ["sample-metric"], "eval_data": rows[:4], "max_eval_answers": 2}
@@ -133,6 +135,9 @@ def tried(kind, folder):
         assert any("swiglu: sample-operation" in one for one in decisions["kernels"]["value"])
     if kind == "exporter":
         assert luthier.export(resumed.output_path, "sample-exporter").files["weights.npz"]
+    if kind == "benchmark":
+        found = luthier.evaluate(resumed.output_path, tasks=["digits"], benchmark="sample-benchmark").metrics
+        assert 0.0 <= found["digits/accuracy"].value <= 1.0
     if kind == "metric":
         assert 0.0 <= resumed.eval_metrics["eval_sample-metric"] <= 1.0
     return [straight.loss_history, resumed.loss_history, resumed.generate("What is 2?", max_new_tokens=3)]

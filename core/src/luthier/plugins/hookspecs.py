@@ -8,6 +8,7 @@ import pluggy
 
 from luthier.plugins.records import (
     AdapterRecord,
+    BenchmarkRecord,
     CallbackRecord,
     ExporterRecord,
     LossRecord,
@@ -93,6 +94,12 @@ def luthier_trainers() -> Iterable[TrainerRecord]:
     return ()
 
 
+@hookspec
+def luthier_benchmarks() -> Iterable[BenchmarkRecord]:
+    """Return benchmarks. A benchmark measures a trained model over tasks that it brings."""
+    return ()
+
+
 HOOKS = {
     "adapter": "luthier_adapters",
     "loss": "luthier_losses",
@@ -105,4 +112,5 @@ HOOKS = {
     "metric": "luthier_metrics",
     "penalty": "luthier_penalties",
     "trainer": "luthier_trainers",
+    "benchmark": "luthier_benchmarks",
 }

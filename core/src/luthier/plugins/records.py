@@ -12,10 +12,8 @@ from luthier.errors import LuthierError, suggest_nearest
 from luthier.plugins.contracts.operation_names import OPERATIONS
 
 TAGS: Final = frozenset(
-    (
-        *("dense-weights", "quantized-base", "rounded-activations", "trainable-weights", "reference", "paired-data"),
-        *("unpaired-data", "calibration-data", "teacher", "packing", "cuda", "multi-rank", "closure"),
-    )
+    ("dense-weights", "quantized-base", "rounded-activations", "trainable-weights", "reference", "paired-data")
+    + ("unpaired-data", "calibration-data", "teacher", "packing", "cuda", "multi-rank", "closure")
 )
 OWN_TAG: Final = re.compile(r"[a-z0-9][a-z0-9_.\-]*:[a-z0-9][a-z0-9_.\-]*")
 RESERVED: Final = ("name", "local")  # keys of a part's section in a recipe, so no option can have these names
@@ -274,20 +272,22 @@ class TrainerRecord(Record):
     settings: tuple[str, ...] = ()
 
 
+@attrs.frozen(kw_only=True)
+class BenchmarkRecord(Record):
+    """The description of a benchmark.
+
+    - `sample`: the name of a task that needs no network, with which the conformance kit tries the benchmark.
+    """
+
+    kind: ClassVar[str] = "benchmark"
+    sample: str
+
+
 RECORDS: Final[dict[str, type[Record]]] = {
     cls.kind: cls
     for cls in (
-        AdapterRecord,
-        LossRecord,
-        OptimizerRecord,
-        QuantizerRecord,
-        ProviderRecord,
-        CallbackRecord,
-        OperationRecord,
-        ExporterRecord,
-        MetricRecord,
-        PenaltyRecord,
-        TrainerRecord,
+        *(AdapterRecord, LossRecord, OptimizerRecord, QuantizerRecord, ProviderRecord, CallbackRecord),
+        *(OperationRecord, ExporterRecord, MetricRecord, PenaltyRecord, TrainerRecord, BenchmarkRecord),
     )
 }
 KINDS: Final = tuple(RECORDS)

@@ -31,6 +31,7 @@ SUMMARIES: Final = {
     "metric": "Share of answers that are their reference, word for word.",
     "penalty": "Smooth absolute values of the trained weights.",
     "trainer": "A loop of its own, which learns the words of the prompts.",
+    "benchmark": "Digits and letters, each to be continued.",
 }
 DATA: Final = ("tokens", "preference")  # kinds of rows for a loss
 REQUIREMENTS: Final = {  # requirements besides attrs and luthier, as they continue a TOML list
@@ -45,10 +46,24 @@ REQUIREMENTS: Final = {  # requirements besides attrs and luthier, as they conti
     "metric": "",
     "penalty": ', "torch>=2.11"',
     "trainer": ', "torch>=2.11"',
+    "benchmark": "",
 }
 EXTRAS: Final = {"provider": "[hosted]"}  # extras of luthier itself
 TAKEN: Final = frozenset(  # names that the templates import or define
-    ("Any", "Batch", "Callable", "Context", "Group", "Iterable", "Iterator", "Literal", "LossOutput", "LuthierError")
+    (
+        "Any",
+        "Batch",
+        "BenchmarkModel",
+        "BenchmarkScore",
+        "Callable",
+        "Context",
+        "Group",
+        "Iterable",
+        "Iterator",
+        "Literal",
+        "LossOutput",
+        "LuthierError",
+    )
     + ("Mapping", "Multipliers", "Path", "Progress", "PromptRow", "RoundedLinear", "ScaledLayer", "Tensor")
     + ("Capabilities", "DataFile", "EventPage", "JobArtifact", "JobEvent", "JobSpec", "JobState", "JobStatus")
     + (

@@ -13,7 +13,7 @@ from luthier.plugins.registry import Offer, Plugins, Source
 
 KINDS: Final = (
     *("loss", "adapter", "optimizer", "quantizer", "callback"),
-    *("operation", "exporter", "metric", "penalty", "trainer"),
+    *("operation", "exporter", "metric", "penalty", "trainer", "benchmark"),
 )
 
 
@@ -120,5 +120,6 @@ CHECKS: Final = {
     "all": "luthier.testing.kinds.part_checks",
     "provider": "luthier.testing.providers.provider_checks",
     "quantizer": "luthier.testing.quantizers.quantizer_checks",
-    **{kind: f"luthier.testing.kinds.{kind}_checks" for kind in KINDS if kind != "quantizer"},
+    "benchmark": "luthier.testing.benchmarks.benchmark_checks",
+    **{kind: f"luthier.testing.kinds.{kind}_checks" for kind in KINDS if kind not in ("quantizer", "benchmark")},
 }

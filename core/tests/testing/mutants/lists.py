@@ -10,6 +10,7 @@ from luthier.plugins.options import option
 from mutants.heavy import HeavyOptions
 from mutants.records import (
     ADAPTER,
+    BENCHMARK,
     CALLBACK,
     CENTRED,
     COUPLED,
@@ -281,6 +282,18 @@ TRAINERS = [
     broken(TRAINER, "BeginsAgain", "resumes_exactly", "in one go"),
 ]
 
+BENCHMARKS = [
+    broken(BENCHMARK, "GivesNothing", "gives_numbers_of_its_sample", "no number"),
+    broken(BENCHMARK, "GivesNaN", "gives_numbers_of_its_sample", "is nan"),
+    broken(BENCHMARK, "NamesTwice", "gives_numbers_of_its_sample", "one name"),
+    broken(BENCHMARK, "CountsNone", "gives_numbers_of_its_sample", "0 examples"),
+    broken(BENCHMARK, "TakesAnyTask", "refuses_a_task_that_it_does_not_have", "check passes"),
+    broken(BENCHMARK, "CountsRuns", "gives_the_same_again", "then"),
+    broken(BENCHMARK, "KnowsTheAnswer", "measures_the_model_that_it_is_given", "same numbers"),
+    broken(BENCHMARK, "Forgets", "leaves_the_model_alone", "another afterwards"),
+    broken(BENCHMARK, "Trains", "leaves_the_model_alone", "another mode"),
+]
+
 MUTANTS = [
     *_of_every_part(),
     *LOSSES,
@@ -293,4 +306,5 @@ MUTANTS = [
     *METRICS,
     *PENALTIES,
     *TRAINERS,
+    *BENCHMARKS,
 ]

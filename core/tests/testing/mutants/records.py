@@ -8,6 +8,7 @@ import attrs
 from luthier.plugins.options import option
 from luthier.plugins.records import (
     AdapterRecord,
+    BenchmarkRecord,
     CallbackRecord,
     ExporterRecord,
     LossRecord,
@@ -44,6 +45,11 @@ class JudgedOptions:
 @attrs.frozen(kw_only=True)
 class CentredOptions:
     """The sound loss that begins has no options."""
+
+
+@attrs.frozen(kw_only=True)
+class LetterOptions:
+    letters: int = option(8, help="Letters of the alphabet.", low=2, high=26)
 
 
 @attrs.frozen(kw_only=True)
@@ -220,7 +226,14 @@ TRAINER = TrainerRecord(
     needs={"trainable-weights"},
     settings=("max_steps", "learning_rate", "data.max_length"),
 )
-SIDES = (OPERATION, FROZEN_HEAD, EXPORTER, EXACT, SURPRISE, PENALTY, TOKEN_PENALTY, TRAINER)
+BENCHMARK = BenchmarkRecord(
+    name="mutant-letters",
+    summary="Guesses the next letter of the alphabet.",
+    options=LetterOptions,
+    build="mutants.benchmarks:Letters",
+    sample="letters",
+)
+SIDES = (OPERATION, FROZEN_HEAD, EXPORTER, EXACT, SURPRISE, PENALTY, TOKEN_PENALTY, TRAINER, BENCHMARK)
 SOUND: tuple[Record, ...] = (
     LOSS,
     COUPLED,

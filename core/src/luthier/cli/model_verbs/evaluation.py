@@ -1,4 +1,4 @@
-"""`luthier evaluate`: metrics of trained weights over held-out rows, beside those of other weights, and a gate."""
+"""`luthier evaluate`: metrics of trained weights over rows or tasks, beside those of other weights, and a gate."""
 
 from __future__ import annotations
 
@@ -44,28 +44,43 @@ NewTokens = Annotated[
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; without it, the run's.")]
 
 
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--tasks", help="Tasks of a benchmark, with commas between; rows are then measured with --data only."),
+]
+Benchmark = Annotated[str, typer.Option(help="The benchmark that has the tasks: NAME, or {name: NAME, ...}.")]
+
+
 def evaluate(
     path: Run, *, data: Rows = None, metrics: Metrics = None, step: Step = None, best: Best = False,
     against: Against = None, max_regression: Regression = None, gate: Gate = "eval_loss", resamples: Resamples = 1000,
-    max_answers: Answers = None, max_new_tokens: NewTokens = None, device: Device = None, json: Json = False,
+    max_answers: Answers = None, max_new_tokens: NewTokens = None, device: Device = None, tasks: Tasks = None,
+    benchmark: Benchmark = "lm_eval", json: Json = False,
     log_level: LogLevel = "warning", log_format: LogFormat = "console", log_file: LogFile = None,
 ) -> Any:  # fmt: skip
-    """Measure a run, a checkpoint or a model over held-out rows."""
+    """Measure a run, a checkpoint or a model over held-out rows, or over the tasks of a benchmark."""
     from luthier.recipe.reading.overrides import parse_value
 
     path = locate_model(path)
     against = None if against is None else locate_model(against)
-    api = start_api(log_level, log_format, log_file)
-    evaluation = api.evaluate(
+    start_api(log_level, log_format, log_file)
+    from luthier.artifact_api import evaluate as evaluate_model
+
+    evaluation = evaluate_model(
         path, data, metrics=[parse_value(text) for text in metrics or ()], step=step, best=best, against=against,
         max_regression=max_regression, gate=gate, resamples=resamples, max_answers=max_answers,
-        max_new_tokens=max_new_tokens, device=device,
+        max_new_tokens=max_new_tokens, device=device, tasks=split_names(tasks), benchmark=parse_value(benchmark),
     )  # fmt: skip
     return Answer(
         document=evaluation.to_dict(),
         view=lambda screen: draw(screen, evaluation),
         status=0 if evaluation.passed else 1,
     )
+
+
+def split_names(given: list[str] | None) -> list[str]:
+    """Return the names of tasks in a repeatable option, each of which may hold several with commas between."""
+    return list(dict.fromkeys(name for text in given or () for part in text.split(",") if (name := part.strip())))
 
 
 def draw(screen: Console, result: Evaluation) -> None:
@@ -80,7 +95,8 @@ def draw(screen: Console, result: Evaluation) -> None:
         others = (result.against.get(name), result.differences.get(name)) if result.against_path else ()
         table.add_row(name, _shown(number), *(_shown(other) for other in others))
     at = "" if result.step is None else f" after step {result.step}"
-    draw_section(screen, f"{result.path}{at}, {result.rows:,} {'row' if result.rows == 1 else 'rows'}", table)
+    over = f"{result.rows:,} {'row' if result.rows == 1 else 'rows'}" if result.rows else "tasks"
+    draw_section(screen, f"{result.path}{at}, {over}", table)
     if result.gate is not None:
         verdict, style = ("passes", "bold green") if result.gate.passed else ("fails", "bold red")
         allowed = f"allowed is {result.gate.max_regression:g}"

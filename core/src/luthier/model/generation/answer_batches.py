@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from luthier.model.attention import generating_attention
 from luthier.model.generation.generate import stop_token_ids
@@ -20,11 +20,15 @@ from luthier.randomness import keep_randomness
 
 @attrs.frozen(kw_only=True)
 class Question:
-    """A prompt's tokens, how many tokens its answer has at most, and the seed that a drawn answer follows from."""
+    """A prompt's tokens, how many tokens its answer has at most, and the seed that a drawn answer follows from.
+
+    The answer ends before the first of the texts `until`.
+    """
 
     prompt: list[int]
     most: int
     seed: int = 0
+    until: tuple[str, ...] = ()
 
 
 def answer_questions(
@@ -35,8 +39,11 @@ def answer_questions(
     *,
     max_tokens: int,
     temperature: float = 0.0,
+    strip: bool = True,
 ) -> list[str]:
     """Return the answers in the order of the questions: the likeliest tokens, or drawn at a temperature.
+
+    `strip` takes white space at both ends away.
 
     A batch has at most `max_tokens` tokens, answers included. An answer depends on its own question alone, but for
     the rounding of a padded batch. Where a prompt takes more than its tokens (prompt methods), or where layers carry
@@ -50,7 +57,8 @@ def answer_questions(
         for members in _batches(questions, max_tokens if together else 0):
             asked = [questions[i] for i in members]
             for i, ids in zip(members, _generate(model, tokenizer, adapter, asked, temperature), strict=True):
-                answers[i] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+                text = _cut_text(tokenizer.decode(ids, skip_special_tokens=True), questions[i].until)
+                answers[i] = text.strip() if strip else text
     return [answers[i] for i in range(len(questions))]
 
 
@@ -80,7 +88,9 @@ def _generate(
 ) -> list[list[int]]:
     inputs = _inputs(model, tokenizer, adapter, [q.prompt for q in asked])
     stops = stop_token_ids(model, tokenizer)
+    known = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
     draws = [SeededDraws(temperature, [q.seed for q in asked])] if temperature > 0 else []
+    stopping = [TextStops(tokenizer, asked, known)] if any(q.until for q in asked) else []
     whole = model.generate(
         **inputs,
         max_new_tokens=max(q.most for q in asked),
@@ -88,8 +98,8 @@ def _generate(
         eos_token_id=stops or None,
         pad_token_id=tokenizer.pad_token_id or 0,
         logits_processor=LogitsProcessorList(draws),
+        stopping_criteria=StoppingCriteriaList(stopping),
     )
-    known = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
     return [_ended(row[: q.most], stops) for row, q in zip(whole[:, known:].tolist(), asked, strict=True)]
 
 
@@ -109,6 +119,26 @@ def _ended(ids: list[int], stops: Sequence[int]) -> list[int]:
     """Return an answer up to its first stop token, as it is where none has come."""
     first = next((i for i, token in enumerate(ids) if token in stops), len(ids))
     return ids[:first]
+
+
+def _cut_text(text: str, until: Sequence[str]) -> str:
+    """Return a text up to the first of these that stands in it."""
+    return text[: min((at for stop in until if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+class TextStops(StoppingCriteria):
+    """Ends an answer once one of its question's texts stands in it. An answer begins at the token `known`."""
+
+    def __init__(self, tokenizer: Any, asked: Sequence[Question], known: int) -> None:
+        self.tokenizer, self.asked, self.known = tokenizer, asked, known
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:  # [B, L] int64 -> [B] bool
+        ended = [bool(q.until) and self._stands(row, q) for row, q in zip(input_ids, self.asked, strict=True)]
+        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+
+    def _stands(self, row: Tensor, question: Question) -> bool:
+        text = self.tokenizer.decode(row[self.known :].tolist(), skip_special_tokens=True)
+        return any(stop in text for stop in question.until)
 
 
 class SeededDraws(LogitsProcessor):

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 from luthier.errors import LuthierError
 from luthier.plugins.contracts.policy_protocol import Policy
 from luthier.plugins.contracts.quantizer_protocol import Quantizer
-from luthier.plugins.contracts.side_protocols import Callback, Exporter, Metric, Operation, Penalty, Trainer
+from luthier.plugins.contracts.side_protocols import (
+    Benchmark,
+    Callback,
+    Exporter,
+    Metric,
+    Operation,
+    Penalty,
+    Trainer,
+)
 from luthier.plugins.contracts.values import Context, Group, LossOutput, Progress
 from luthier.plugins.providing.provider_protocol import Provider
 
@@ -265,5 +273,6 @@ PROTOCOLS: Final[Mapping[str, type]] = types.MappingProxyType(
         "metric": Metric,
         "penalty": Penalty,
         "trainer": Trainer,
+        "benchmark": Benchmark,
     }
 )

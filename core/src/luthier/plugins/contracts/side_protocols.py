@@ -1,4 +1,4 @@
-"""The protocols of callbacks, operations, exporters, metrics, penalties and trainers."""
+"""The protocols of callbacks, operations, exporters, metrics, penalties, trainers and benchmarks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from luthier.errors import LuthierError
 from luthier.plugins.contracts.policy_protocol import Policy
-from luthier.plugins.contracts.values import Group, TokenStatistics
+from luthier.plugins.contracts.values import BenchmarkScore, Group, TokenStatistics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,3 +161,22 @@ class Trainer(Protocol):
         Without this method a run of the trainer cannot be resumed.
         """
         return None
+
+
+@runtime_checkable
+class Benchmark(Protocol):
+    """A collection of tasks with numbers of their own, over which a trained model is measured as it is."""
+
+    @abstractmethod
+    def check(self, tasks: Sequence[str]) -> None:
+        """Raise `LuthierError` for a task that it does not have, before any weight is read."""
+        ...
+
+    @abstractmethod
+    def run(self, model: Any, tasks: Sequence[str]) -> Sequence[BenchmarkScore]:
+        """Return the numbers of these tasks. `model` is a `luthier.BenchmarkModel`.
+
+        Raises:
+            LuthierError: the rows of a task cannot be had.
+        """
+        ...

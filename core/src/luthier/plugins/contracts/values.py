@@ -181,3 +181,18 @@ class TokenStatistics:
     weights: Tensor
     entropy: Tensor | None = None
     top1: Tensor | None = None
+
+
+@attrs.frozen(kw_only=True)
+class BenchmarkScore:
+    """A number of one task: its `metric`, the `stderr` of its mean (None: not known), over `samples` examples.
+
+    `greater_is_better` is True or False; None: neither direction is better.
+    """
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None = None
+    samples: int
+    greater_is_better: bool | None = True

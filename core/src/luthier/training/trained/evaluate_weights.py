@@ -5,24 +5,29 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
+from luthier.plugins.contracts.side_protocols import Benchmark
+from luthier.plugins.contracts.values import BenchmarkScore
 from luthier.recipe import Recipe
+from luthier.runs.writing.evaluation_record import record_evaluation
 from luthier.step.evaluation.answer_metrics import measure_answers
 from luthier.step.evaluation.evaluate import evaluate_loss
 from luthier.step.evaluation.scores import Scores
 from luthier.step.evaluation.unit_scores import score_units
 from luthier.training.best_metric import more_is_better, require_metric
 from luthier.training.reopen import as_trained
+from luthier.training.trained.benchmark_weights import find_benchmark, run_benchmark
 from luthier.training.trained.weights_place import WeightsPlace
 from luthier.training.trained.weights_setup import WEIGHTS, Weights, measured_recipe, set_up_weights
 
 log = get_logger()
 PREFIX = "eval_"
+NORMAL: Final = 1.96  # standard errors from the middle to the end of a 95 % interval
 
 
 @attrs.frozen(kw_only=True)
@@ -30,6 +35,7 @@ class Measuring:
     """How weights are measured: over the rows at `data` (None: the run's validation rows), with `metrics` added.
 
     `resamples` are drawn for an interval; 0: none. `gate` is the number that may be worse by `max_regression`.
+    With `tasks` of a `benchmark` rows are measured only where `data` is given.
     """
 
     data: str | None = None
@@ -40,15 +46,30 @@ class Measuring:
     device: str | None = None
     gate: str = "eval_loss"
     max_regression: float | None = None
+    tasks: tuple[str, ...] = ()
+    benchmark: str | Mapping[str, Any] = "lm_eval"
+
+    @property
+    def has_rows(self) -> bool:
+        """Return True if rows are measured, and not tasks alone."""
+        return self.data is not None or not self.tasks
 
 
 @attrs.frozen(kw_only=True)
 class Number:
-    """A number of an evaluation with its 95 % interval; None where it has none."""
+    """A number of an evaluation with its 95 % interval, or, of a task, its standard error; None where it has none."""
 
     value: float
     low: float | None = None
     high: float | None = None
+    stderr: float | None = None
+
+    @classmethod
+    def of_task(cls, value: float, stderr: float | None) -> Number:
+        """Return a number of a task, whose interval follows from its standard error."""
+        if stderr is None:
+            return cls(value=value)
+        return cls(value=value, low=value - NORMAL * stderr, high=value + NORMAL * stderr, stderr=stderr)
 
 
 @attrs.frozen(kw_only=True)
@@ -66,12 +87,15 @@ class Gate:
 
 @attrs.frozen(kw_only=True)
 class Evaluation:
-    """The numbers of trained weights over `rows` units; `against`: the others', and `differences`: ours less theirs."""
+    """The numbers of trained weights over `rows` units and over tasks; `against`: the others' numbers.
+
+    `differences` are ours less theirs.
+    """
 
     path: str
     step: int | None
-    rows: int
-    metrics: dict[str, Number]
+    rows: int = 0
+    metrics: dict[str, Number] = attrs.field(factory=dict)
     against_path: str | None = None
     against: dict[str, Number] = attrs.field(factory=dict)
     differences: dict[str, Number] = attrs.field(factory=dict)
@@ -100,10 +124,33 @@ class Measured:
 
 
 def evaluate_weights(place: WeightsPlace, how: Measuring, other: WeightsPlace | None = None) -> Evaluation:
-    """Measure the weights of a place and, on the same rows by the same loss, those of another."""
+    """Measure the weights of a place and, on the same rows by the same loss and on the same tasks, those of another.
+
+    What is measured of a run is also written to its folder.
+    """
     if how.max_regression is not None and other is None:
         raise LuthierError("recipe-missing", "a regression is one against other weights", where="--against",
                            remedy="Give a run or a model with --against.")  # fmt: skip
+    benchmark = find_benchmark(how.benchmark, how.tasks) if how.tasks else None
+    if how.has_rows:
+        evaluation, directions = _evaluate_rows(place, how, other)
+    else:
+        against = None if other is None else _shown(other)
+        evaluation, directions = Evaluation(path=_shown(place), step=place.step, against_path=against), {}
+    if benchmark is not None:
+        evaluation, of_tasks = _add_tasks(evaluation, benchmark, how, place, other)
+        directions = {**directions, **of_tasks}
+    if how.max_regression is not None:
+        evaluation = attrs.evolve(evaluation, gate=_gate(evaluation, directions, how))
+    if place.run is not None:
+        record_evaluation(place.run, {"data": how.data, "tasks": list(how.tasks), **evaluation.to_dict()})
+    return evaluation
+
+
+def _evaluate_rows(
+    place: WeightsPlace, how: Measuring, other: WeightsPlace | None
+) -> tuple[Evaluation, dict[str, bool | None]]:
+    """Return the numbers over rows, and of each whether more is better (None: neither is)."""
     weights = Weights.of_place(place, how.data)
     recipe = measured_recipe(weights, _changes(weights.recipe, how), how.data)
     own = _measure(weights, recipe, how)
@@ -111,14 +158,34 @@ def evaluate_weights(place: WeightsPlace, how: Measuring, other: WeightsPlace | 
         path=_shown(place), step=place.step, rows=own.units, metrics=_numbers(own, recipe.seed, how)
     )
     if other is None:
-        return evaluation
+        return evaluation, {}
     others = Weights.of_place(other, recipe.data.train[0].path)
     theirs = _measure(others, attrs.evolve(recipe, **{name: getattr(others.recipe, name) for name in WEIGHTS}), how)
     evaluation = attrs.evolve(evaluation, against_path=_shown(other), against=_numbers(theirs, recipe.seed, how),
                          differences=_differences(own, theirs, recipe.seed, how))  # fmt: skip
-    if how.max_regression is None:
-        return evaluation
-    return attrs.evolve(evaluation, gate=_gate(evaluation, recipe, own.directions, how))
+    directions = {PREFIX + name: direction for name, direction in own.directions.items()}
+    if how.gate in evaluation.differences and how.gate not in directions:
+        directions[how.gate] = more_is_better(recipe, how.gate)
+    return evaluation, directions
+
+
+def _add_tasks(
+    evaluation: Evaluation, benchmark: Benchmark, how: Measuring, place: WeightsPlace, other: WeightsPlace | None
+) -> tuple[Evaluation, dict[str, bool | None]]:
+    """Return the evaluation with the numbers of the tasks, and of each of these whether more is better."""
+    own = run_benchmark(place, benchmark, how.tasks, how.device)
+    theirs = {} if other is None else run_benchmark(other, benchmark, how.tasks, how.device)
+    differences = {
+        name: Number(value=score.value - theirs[name].value) for name, score in own.items() if name in theirs
+    }
+    evaluation = attrs.evolve(evaluation, metrics={**evaluation.metrics, **_task_numbers(own)},
+                              against={**evaluation.against, **_task_numbers(theirs)},
+                              differences={**evaluation.differences, **differences})  # fmt: skip
+    return evaluation, {name: score.greater_is_better for name, score in own.items()}
+
+
+def _task_numbers(scores: Mapping[str, BenchmarkScore]) -> dict[str, Number]:
+    return {name: Number.of_task(score.value, score.stderr) for name, score in scores.items()}
 
 
 def _changes(recipe: Recipe, how: Measuring) -> dict[str, Any]:
@@ -176,10 +243,9 @@ def _shared(own: Measured, theirs: Measured) -> Iterator[tuple[str, Scores]]:
     return ((name, theirs.scores[name]) for name in own.scores if name in theirs.scores)
 
 
-def _gate(evaluation: Evaluation, recipe: Recipe, directions: Mapping[str, bool | None], how: Measuring) -> Gate:
+def _gate(evaluation: Evaluation, directions: Mapping[str, bool | None], how: Measuring) -> Gate:
     require_metric(how.gate, evaluation.differences, "--gate")
-    name = how.gate.removeprefix(PREFIX)
-    more = directions[name] if name in directions else more_is_better(recipe, how.gate)
+    more = directions[how.gate]
     if more is None:
         raise LuthierError("recipe-conflict", "neither more nor less of this metric is better", where="--gate",
                            found=how.gate, remedy="Name another.")  # fmt: skip
