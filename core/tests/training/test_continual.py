@@ -105,6 +105,11 @@ def test_what_all_tasks_need_may_come_from_flags(recipe_file):
         ({"tasks": [{"data": "x.jsonl"}]}, "recipe-wrong-type", "tasks.0.name"),
         ({"tasks": [{"name": "a"}]}, "recipe-missing", "tasks.0.data"),
         ({"tasks": [{"name": "a", "data": "x", "output_dir": "y"}]}, "recipe-conflict", "tasks.0.output_dir"),
+        (
+            {"tasks": [{"name": "a", "data": "x"}, {"name": "b", "data": "x", "model": "y"}]},
+            "recipe-conflict",
+            "tasks.1.model.name_or_path",
+        ),
         ({"steps_per_run": 3}, "recipe-conflict", "steps_per_run"),
     ],
 )

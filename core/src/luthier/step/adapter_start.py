@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +72,32 @@ def _check_base(folder: Path, note: dict[str, Any], model: Model) -> None:
     same = then == today if known else was == now
     if not same and (known or not (_local(was) or _local(now))):
         remedy = f"Set model: {was}, or begin from an adapter of {now}."
-        problem = f"the adapter was trained on another base model, {was}"
+        problem = f"the adapter was trained on another base model, {was}{_differences(was, now, then, today)}"
         raise LuthierError("artifact-mismatch", problem, where=f"{OPTION}: {folder}", found=now, remedy=remedy)
+
+
+def check_opened_base(folder: Path, note: Mapping[str, Any], now: str, *, named: bool) -> None:
+    """Raise `artifact-mismatch` where an adapter's folder would be opened on weights other than those of its note.
+
+    A base that the user has `named` in the place of the note's is taken, with a warning.
+    """
+    was, then, today = note["model"]["name_or_path"], note.get("base"), _print_of(now)
+    if None in (then, today) or then == today:
+        return
+    problem = f"the adapter was trained on another base model, {was}{_differences(was, now, then, today)}"
+    if named:
+        log.warning(problem, folder=str(folder), base=now)
+        return
+    remedy = "Name the base that it was trained on with base, or put its files back."
+    raise LuthierError("artifact-mismatch", problem, where=str(folder), found=now, remedy=remedy)
+
+
+def _differences(was: str, now: str, then: str | None, today: str | None) -> str:
+    """Return in what two bases differ, as far as it is known: their hashes, and the sizes in their configs."""
+    facts = {"hash": (then, today)} if None not in (then, today) else {}
+    old, new = (fingerprint.sizes_of(name) if _local(name) else {} for name in (was, now))
+    facts |= {key: (str(old[key]), str(new[key])) for key in old if key in new and old[key] != new[key]}
+    return "".join(f"; its {key} is {one}, here {other}" for key, (one, other) in facts.items())
 
 
 def _print_of(name: str) -> str | None:

@@ -22,7 +22,7 @@ from luthier.recipe.artifact_note import NOTE, NOTE_FORMAT
 from luthier.recipe.schema import Model
 from luthier.runs.writing.decisions import Decisions
 from luthier.runs.writing.record import read_record
-from luthier.step.adapter_start import read_adapter
+from luthier.step.adapter_start import check_opened_base, read_adapter
 from luthier.step.context import ContextSources, attach_adapter, context_for
 
 OPTIONAL: Final[dict[str, Any]] = {
@@ -96,6 +96,7 @@ def _adapted(folder: Path, note: dict[str, Any], device: torch.device, base: str
     spec = structure_value(note["model"], Model, str(folder / NOTE))
     if base is not None:
         spec = attrs.evolve(spec, name_or_path=base)
+    check_opened_base(folder, note, spec.name_or_path, named=base is not None)
     return _on_base(folder, note, spec, device)
 
 

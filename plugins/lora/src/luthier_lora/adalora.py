@@ -25,6 +25,8 @@ ENDS = ("lora_A", "lora_B", "lora_E")
 class AdaLoraAdapter(LoraAdapter):
     """The adapter for the options of `adalora`."""
 
+    rank_option = "init_r"
+
     def __init__(self, options: AdaLora) -> None:
         shared = Lora(
             r=options.init_r,

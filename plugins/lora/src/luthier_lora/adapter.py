@@ -28,6 +28,8 @@ from luthier_lora.wrappers import DoraLayer, LoraLayer, PissaLayer, principal_fa
 class LoraAdapter:
     """The adapter for the options of `lora` and `dora`."""
 
+    rank_option = "r"
+
     def __init__(self, options: Lora | Dora) -> None:
         _refuse_with_parameters(options)
         self.options = options
@@ -46,7 +48,8 @@ class LoraAdapter:
             refuse_head_alone(model, self.targets)
         check_patterns(self.options, self.targets)
         self.options = choose_ranks(model, self.options, self.targets, context)
-        check_ranks(self.options, {name: sizes_of(model.get_submodule(name)) for name in self.targets.layers}, context)
+        sizes = {name: sizes_of(model.get_submodule(name)) for name in self.targets.layers}
+        check_ranks(self.options, sizes, context, self.rank_option)
         self.extras = find_extras(model, self.options, self.targets)
         if self.options.init_lora_weights == "loftq":
             _check_loss(model, self.targets)

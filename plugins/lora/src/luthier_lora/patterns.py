@@ -41,10 +41,11 @@ def check_patterns(options: LowRank, targets: Targets) -> None:
                 raise unmatched(where, pattern, targets.modules, "matches no adapted layer")
 
 
-def check_ranks(options: LowRank, sizes: Mapping[str, tuple[int, int]], context: Context) -> None:
+def check_ranks(options: LowRank, sizes: Mapping[str, tuple[int, int]], context: Context, option: str) -> None:
     """Raise `recipe-out-of-range` before training if no layer that a rank is for can have it.
 
-    `sizes` has (in, out) of each layer. Single layers may be smaller than r, and a finished adapter is opened anyway.
+    `sizes` has (in, out) of each layer, and `option` is the name under which the user gives the rank. Single layers may
+    be smaller than r, and a finished adapter is opened anyway.
     """
     if context.purpose == "open":
         return
@@ -56,7 +57,7 @@ def check_ranks(options: LowRank, sizes: Mapping[str, tuple[int, int]], context:
         most, widest = max((min(sizes[name]), name) for name in names)
         if rank > most:
             problem = f"no layer can have this rank: the widest, {widest}, is {list(sizes[widest])}"
-            where = "r" if end is None else f"rank_pattern.{end}"
+            where = option if end is None else f"rank_pattern.{end}"
             raise LuthierError(
                 "recipe-out-of-range", problem, where=where, found=rank, remedy=f"At most {most} is possible."
             )

@@ -15,7 +15,7 @@ from luthier_peft.adalora import Budget
 from luthier_peft.injection import WRAPPERS, inject, tensors_of
 from luthier_peft.methods import METHODS, UNTRIED
 from luthier_peft.options import PREFIX, to_config
-from luthier_peft.targets import name_head, refuse_head_alone
+from luthier_peft.targets import check_rank, name_head, refuse_head_alone
 
 
 class PeftAdapter:
@@ -50,8 +50,8 @@ class PeftAdapter:
         probing = not self.method.packing and context.probe(model) is None
         self._handle, self._budget = inject(model, config, context, self.where), None
         self.model = model
-        if context.purpose != "open" and not self.method.trains_modules:  # a finished adapter of the head is read
-            refuse_head_alone(head, self._handle.base_model.targeted_module_names, self.where)
+        if context.purpose != "open":  # a finished adapter is read as it is
+            self._check_chosen(head)
         known = {id(tensor) for tensor in base.values()}
         own = {n: t for n, t in self._tensors().items() if id(t) not in known or t.requires_grad}
         self._names, self._trains = frozenset(own), frozenset(n for n, t in own.items() if t.requires_grad)
@@ -63,6 +63,15 @@ class PeftAdapter:
         if probing:
             packing.check(model, list(self._trainable.values()), context, self.where)
         return model
+
+    def _check_chosen(self, head: str | None) -> None:
+        """Raise if the layers that PEFT has adapted are the head alone, or too small for the rank."""
+        names = self._handle.base_model.targeted_module_names
+        if not self.method.trains_modules:
+            refuse_head_alone(head, names, self.where)
+        if self.method.rank:
+            option = self.method.rank
+            check_rank(self.model, names, getattr(self.options, option), f"{self.where}.{option}")
 
     def _tensors(self) -> dict[str, Tensor]:
         """Return every tensor by its name in the model, read anew because sharding replaces tensors."""

@@ -22,6 +22,7 @@ class Method:
     packing: str = ""
     merging: str = ""
     folds_into_bias: bool = False  # it can be merged if every adapted layer has a bias
+    rank: str = ""  # the option that is the rank of a product of two matrices, which no layer can have above its size
     trains_modules: bool = False  # it trains weights of the targets themselves, so that the head alone makes sense
 
     @property
@@ -34,28 +35,29 @@ LILY: Final = "its router averages over all tokens of a row"
 BIAS: Final = "its bias needs layers that have one, and q and v of most models have none"
 
 METHODS: Final[dict[str, Method]] = {
-    "adalora": Method("AdaLoRA: low-rank updates whose rank budget moves to the layers that need it."),
+    "adalora": Method("AdaLoRA: low-rank updates whose rank budget moves to the layers that need it.", rank="init_r"),
     "beft": Method("BEFT: one trained bias for each layer.", merging=BIAS, folds_into_bias=True),
     "boft": Method("BOFT: weights rotated by products of butterfly factors."),
     "c3a": Method("C3A: block-circular convolutions added to the weights; starts at random.", tolerance=0.3),
-    "deft": Method("DEFT: a low-rank part of each weight projected out and replaced.", tolerance=ROUNDING),
-    "delora": Method("DeLoRA: low-rank updates whose angle and strength train separately."),
+    "deft": Method("DEFT: a low-rank part of each weight projected out and replaced.", tolerance=ROUNDING, rank="r"),
+    "delora": Method("DeLoRA: low-rank updates whose angle and strength train separately.", rank="r"),
     "fourierft": Method("FourierFT: updates given by a few Fourier coefficients; starts at random.", tolerance=3.0),
     "frod": Method("FRoD: weights in a joint basis of their layer kind, sparsely perturbed.", tolerance=ROUNDING),
     "glora": Method("GLoRA: weights and biases scaled and shifted by low-rank, vector or constant terms."),
     "gralora": Method("GraLoRA: low-rank updates for each block of a weight."),
-    "hira": Method("HiRA: weights multiplied, entry by entry, by a low-rank matrix."),
+    "hira": Method("HiRA: weights multiplied, entry by entry, by a low-rank matrix.", rank="r"),
     "hra": Method("HRA: weights rotated by a chain of Householder reflections.", tolerance=ROUNDING),
     "ia3": Method("IA3: one trained factor for each key, value and feed-forward channel."),
     "lily": Method(f"Lily: low-rank parts shared over layers. Unsupported: packing ({LILY}).", packing=LILY,
                    merging="its update depends on the input"),
     "ln_tuning": Method("LN tuning: only the norms train.", trains_modules=True),
-    "loha": Method("LoHa: updates as entry-wise products of two low-rank matrices."),
+    "loha": Method("LoHa: updates as entry-wise products of two low-rank matrices.", rank="r"),
     "lokr": Method("LoKr: updates as Kronecker products of small matrices."),
-    "lora": Method("LoRA as PEFT computes it, with DoRA, rsLoRA, biases and parameters of experts."),
+    "lora": Method("LoRA as PEFT computes it, with DoRA, rsLoRA, biases and parameters of experts.", rank="r"),
     "miss": Method("MiSS: one small matrix, shared by the shards of each weight."),
     "oft": Method("OFT: weights rotated block by block."),
-    "osf": Method("OSF: training kept in the least important singular directions.", tolerance=ROUNDING),
+    "osf": Method("OSF: training kept in the least important singular directions.", tolerance=ROUNDING,
+                  rank="effective_rank"),
     "peanut": Method("PEANuT: updates that small networks compute from the weights."),
     "psoft": Method("PSOFT: a rotation inside the principal subspace of each weight."),
     "pvera": Method("PVeRA: VeRA whose scaling vectors are sampled while training."),

@@ -31,6 +31,25 @@ def refuse_head_alone(head: str | None, targets: Iterable[str], where: str) -> N
         raise LuthierError("model-target", problem, where=f"{where}.target_modules", found=head, remedy=remedy)
 
 
+def check_rank(model: nn.Module, targets: Iterable[str], rank: float | None, where: str) -> None:
+    """Raise `recipe-out-of-range` if the rank is above the sizes of all layers that PEFT has adapted.
+
+    A float is a share of the size, from 0 to 1; PEFT would cut a larger one to an integer.
+    """
+    if rank is None or (isinstance(rank, float) and 0 <= rank <= 1):
+        return
+    if isinstance(rank, float):
+        remedy = "Give a share from 0 to 1, or an integer."
+        raise LuthierError("recipe-out-of-range", "it is no share of a size", where=where, found=rank, remedy=remedy)
+    weights = {name: getattr(model.get_submodule(name), "weight", None) for name in targets}
+    sizes = {name: list(weight.shape) for name, weight in weights.items() if weight is not None and weight.dim() == 2}
+    if sizes and rank > max(min(shape) for shape in sizes.values()):
+        widest = max(sizes, key=lambda name: min(sizes[name]))
+        problem = f"no layer can have this rank: the widest, {widest}, is {sizes[widest]}"
+        remedy = f"At most {min(sizes[widest])} is possible."
+        raise LuthierError("recipe-out-of-range", problem, where=where, found=rank, remedy=remedy)
+
+
 def name_head(model: Any) -> str | None:
     """Return the name of the head in the model, or None if it has none."""
     head = model.get_output_embeddings()

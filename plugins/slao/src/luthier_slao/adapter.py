@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier_slao import Slao, files
 from luthier_slao.algebra import merge_factor, merge_share, orthonormal_rows, relative_drift
-from luthier_slao.layers import SlaoLayer, find_layers, read_whole, write_whole
+from luthier_slao.layers import SlaoLayer, check_rank, find_layers, read_whole, write_whole
 
 log = get_logger()
 
@@ -34,6 +34,8 @@ class SlaoAdapter:
     def attach(self, model: Any, context: Context) -> Any:
         """Wrap the target layers. A is drawn from the run's seed, as in LoRA, and B is zero."""
         names = find_layers(model, self.options.target_modules)
+        if context.purpose != "open":
+            check_rank(model, names, self.options.r)
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(context.seed)
         scale = self.options.lora_alpha / self.options.r
@@ -95,12 +97,15 @@ class SlaoAdapter:
         own = {name: parameter.detach() for name, parameter in self._named().items()}
         return {**own, **others, "num_merged": self.num_merged}
 
-    @torch.no_grad()
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore `state`. Raises `checkpoint-corrupt` if rank or targets have changed."""
+        self._fill(state, "adapter state", "checkpoint-corrupt")
+
+    @torch.no_grad()
+    def _fill(self, state: Mapping[str, Any], where: str, code: str) -> None:
         tensors = {name: tensor for name, tensor in self.state().items() if isinstance(tensor, Tensor)}
         given = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-        files.check_tensors(tensors, given, "adapter state", "checkpoint-corrupt")
+        files.check_tensors(tensors, given, where, code)
         for name, tensor in tensors.items():
             tensor.copy_(given[name])
         self.num_merged = int(state["num_merged"])
@@ -115,7 +120,8 @@ class SlaoAdapter:
     def load(self, folder: Path) -> None:
         """Read what `save` wrote. Raises `artifact-mismatch` for another rank, base or targets."""
         tensors, others, number = files.load_adapter(folder, self.options)
-        self.load_state({**tensors, **{f"{name}.other_B": t for name, t in others.items()}, "num_merged": number})
+        given = {**tensors, **{f"{name}.other_B": t for name, t in others.items()}, "num_merged": number}
+        self._fill(given, str(Path(folder) / files.WEIGHTS), "artifact-mismatch")
 
     @torch.no_grad()
     def merge(self, context: Context) -> Any:

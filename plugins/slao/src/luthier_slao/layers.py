@@ -92,6 +92,16 @@ def find_layers(model: Any, wanted: str | list[str] | None) -> list[str]:
     return [name for name in every if any(_ends_with(name, end) for end in ends)]
 
 
+def check_rank(model: Any, names: list[str], rank: int) -> None:
+    """Raise `recipe-out-of-range` if a layer has too few inputs for so many orthonormal rows of A."""
+    sizes = {name: (count_features(model.get_submodule(name)) or (0, 0))[0] for name in names}
+    narrowest = min(sizes, key=sizes.__getitem__)
+    if rank > sizes[narrowest]:
+        problem = f"{narrowest} has {sizes[narrowest]} inputs, and its A cannot have {rank} orthonormal rows"
+        remedy = f"At most {sizes[narrowest]} is possible."
+        raise LuthierError("recipe-out-of-range", problem, where="r", found=rank, remedy=remedy)
+
+
 def _ends_with(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
 

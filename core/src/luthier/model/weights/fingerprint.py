@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Final
 
 from luthier.model.load import model_location
 
 ENDS: Final = 1 << 16  # bytes read at both ends of each file of weights
+SIZES: Final = ("vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer")  # entries of config.json
 
 
 def of_model(name: str) -> str | None:
@@ -30,3 +32,13 @@ def of_model(name: str) -> str | None:
             file.seek(max(size - ENDS, 0))
             state.update(file.read(ENDS))
     return state.hexdigest()[:16]
+
+
+def sizes_of(name: str) -> dict[str, int]:
+    """Return the sizes that the config of a model folder here names; nothing for any other model."""
+    path = Path(model_location(name)) / "config.json"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {key: config[key] for key in SIZES if isinstance(config, dict) and isinstance(config.get(key), int)}

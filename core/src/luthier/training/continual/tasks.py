@@ -41,6 +41,7 @@ class Task:
     recipe: Recipe
 
 
+SHARED: Final = ("model", "quantizer", "adapter")  # what a task takes over from the one before
 FIELDS: Final = tuple(field.name for field in attrs.fields(TaskSequence))
 
 
@@ -106,7 +107,28 @@ def make_tasks(
         recipe = load_recipe(mapping, overrides, base=base).recipe
         place = str(folder / folder_name(number, task["name"]))
         made.append(Task(name=task["name"], recipe=attrs.evolve(recipe, output_dir=place)))
+    _check_shared(made)
     return made
+
+
+def _check_shared(tasks: Sequence[Task]) -> None:
+    """Raise `recipe-conflict` where a task has another model, quantizer or adapter than the first one."""
+    first, *others = (task.recipe.to_dict() for task in tasks)
+    for number, settings in enumerate(others, 1):
+        for kind in SHARED:
+            expected, given = _flattened(kind, first[kind]), _flattened(kind, settings[kind])
+            differing = [name for name in {**expected, **given} if expected.get(name) != given.get(name)]
+            if differing:
+                name = differing[0]
+                problem = f"all tasks train one adapter, and the first has {expected.get(name)!r}"
+                remedy = f"Set {kind} once, beside tasks."
+                where = f"tasks.{number}.{name}"
+                raise LuthierError("recipe-conflict", problem, where=where, found=given.get(name), remedy=remedy)
+
+
+def _flattened(kind: str, value: Any) -> dict[str, Any]:
+    """Return the settings of a part by their dotted names."""
+    return {f"{kind}.{name}": entry for name, entry in value.items()} if isinstance(value, Mapping) else {kind: value}
 
 
 def folder_name(number: int, name: str) -> str:
