@@ -75,6 +75,16 @@ void normalize_quantized(const void *x, int64_t wide, const float *weight, doubl
     }
 }
 
+// One head in bfloat16, in one loop, without rows in float32 between.
+static void rotate_half(const uint16_t *restrict x, const float *restrict c, const float *restrict s, float way,
+                        int64_t half, uint16_t *restrict out) {
+    for (int64_t i = 0; i < half; i++) {
+        float a = from_bf16(x[i]), b = from_bf16(x[half + i]);
+        out[i] = to_bf16(a * c[i] - way * (b * s[i]));
+        out[half + i] = to_bf16(b * c[half + i] + way * (a * s[half + i]));
+    }
+}
+
 // Each head of each token rotated by its position: halves (a, b) become (a cos - b sin, b cos + a sin); sign -1 back.
 void rotate_heads(const void *x, int64_t wide, const float *cosines, const float *sines, const int64_t *positions,
                   double sign, int64_t start, int64_t end, int64_t heads, int64_t size, void *out) {
@@ -85,6 +95,10 @@ void rotate_heads(const void *x, int64_t wide, const float *cosines, const float
         const float *restrict c = cosines + positions[t] * size, *restrict s = sines + positions[t] * size;
         for (int64_t h = 0; h < heads; h++) {
             int64_t first = (t * heads + h) * size;
+            if (!wide) {
+                rotate_half((const uint16_t *)x + first, c, s, way, half, (uint16_t *)out + first);
+                continue;
+            }
             read_row(x, wide, first, size, row);
             for (int64_t i = 0; i < half; i++) {
                 float a = row[i], b = row[half + i];
@@ -125,10 +139,40 @@ static void act_values(const float *restrict e, int64_t count, int64_t kind, flo
         }
 }
 
+// SwiGLU of `count` elements in bfloat16 in one loop, without rows in float32 between.
+static void silu_half(const uint16_t *restrict gate, const uint16_t *restrict up, int64_t count,
+                      uint16_t *restrict out) {
+    for (int64_t i = 0; i < count; i++) {
+        float e = from_bf16(gate[i]);
+        out[i] = to_bf16(e / (1.0f + power_of_e(-e)) * from_bf16(up[i]));
+    }
+}
+
+// Its gradients.
+static void silu_half_back(const uint16_t *restrict gradient, const uint16_t *restrict gate,
+                           const uint16_t *restrict up, int64_t count, uint16_t *restrict to_gate,
+                           uint16_t *restrict to_up) {
+    for (int64_t i = 0; i < count; i++) {
+        float e = from_bf16(gate[i]), d = from_bf16(gradient[i]), s = 1.0f / (1.0f + power_of_e(-e));
+        to_up[i] = to_bf16(e * s * d);
+        to_gate[i] = to_bf16(s * (1.0f + e * (1.0f - s)) * (d * from_bf16(up[i])));
+    }
+}
+
 // act(gate) * up, or without `out` the gradients to both, of elements `start` * 1024 to `end` * 1024.
 void gate_values(const void *gradient, const void *gate, const void *up, int64_t wide, int64_t kind, int64_t start,
                  int64_t end, int64_t total, void *out, void *to_gate, void *to_up) {
     float e[PART], g[PART], d[PART], acted[PART], slopes[PART];
+    if (!wide && kind == SILU) {
+        int64_t first = start * PART, count = (end * PART < total ? end * PART : total) - first;
+        const uint16_t *gates = (const uint16_t *)gate + first, *ups = (const uint16_t *)up + first;
+        if (out)
+            silu_half(gates, ups, count, (uint16_t *)out + first);
+        else
+            silu_half_back((const uint16_t *)gradient + first, gates, ups, count, (uint16_t *)to_gate + first,
+                           (uint16_t *)to_up + first);
+        return;
+    }
     for (int64_t part = start; part < end; part++) {
         int64_t first = part * PART, count = total - first < PART ? total - first : PART;
         read_row(gate, wide, first, count, e);
