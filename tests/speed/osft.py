@@ -38,6 +38,11 @@ def cases(arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def _steps(name: str, pair: tuple[dict[str, Any], dict[str, Any]], arguments: argparse.Namespace) -> Row:
+    """Compare the steps of two methods.
+
+    `trained_share` is the number of trained parameters over that of all parameters of the model with its adapter. The
+    frozen bases and first triplets of OSFT count among all, so that its share is below trained over base parameters.
+    """
     shared = {"vocabulary": arguments.vocabulary, "global_batch_size": arguments.batch}
     sides = [Side("methods:train", {**method, **shared}, arguments.threads) for method in pair]
     for _ in range(WARM + (arguments.rounds or ROUNDS)):
