@@ -45,6 +45,14 @@ def test_a_wrong_place_is_refused_before_torch_is_imported(words, code, tmp_path
     assert last == "False 2"
 
 
+def test_a_finished_run_is_given_back_before_torch_is_imported(trained, tiny):
+    words = ["train", str(tiny / "r.yaml"), "--json"]
+    run = subprocess.run([sys.executable, "-c", SCRIPT.format(words=words)], capture_output=True, text=True, check=True)
+    document, _, last = run.stdout.rstrip().rpartition("\n")
+    assert json.loads(document)["run_id"] == trained[0]["run_id"]
+    assert last == "False 0"
+
+
 @pytest.mark.parametrize("name", ["runs/gsm", "./gsm", "gsmk", "/nowhere/at/all", "a/b/c"])
 def test_a_path_to_nothing_names_the_runs_that_are_like_it(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -12,6 +12,7 @@ import typer
 from luthier.cli import overfit
 from luthier.cli.plan import answer_plan
 from luthier.cli.screen import launch_ranks as launch
+from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.early_checks import check_places
 from luthier.cli.screen.flags import AllowChanged, Json, LogFile, LogFormat, LogLevel, is_first_speaker, start_api
 from luthier.cli.screen.recipe_arguments import Help, Sets, read_recipe, show_help
@@ -49,6 +50,7 @@ def train(
 ) -> Any:  # fmt: skip
     """Train from a recipe, from flags, or from both."""
     from luthier.distributed.launch import Launch
+    from luthier.training.finished import find_finished
 
     if help_:
         show_help(context, USAGE)
@@ -66,6 +68,9 @@ def train(
     if asked.wanted(os.environ):
         return launch.run_launched(asked, context, draw_result)
     api = start_api(log_level, log_format, log_file)
+    alone = "RANK" not in os.environ  # a launched process answers only together with the others
+    if alone and not (fresh or re_decide or resume or allow_changed) and (run := find_finished(recipe)) is not None:
+        return Answer(document=run.to_dict(), view=lambda screen: draw_result(screen, run))
     return launch.answer_once(lambda: api.train(recipe, resume=resume, fresh=fresh, re_decide=re_decide,
                                                 allow_changed=allow_changed), draw_result)  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,11 +29,7 @@ from luthier.step.fit_checks import check_fit, check_room
 from luthier.step.opened import progress_of
 from luthier.step.setup import Setup
 from luthier.training.assemble import assemble_run
-
-PATHS = ("output_path", "artifact", "merged", "best_checkpoint")
-
-
-Given = tuple[Recipe, Objects]
+from luthier.training.finished import Given, recorded_result
 
 
 def reopen_run(folder: Path, given: Given | None) -> Setup:
@@ -50,19 +45,6 @@ def reopen_run(folder: Path, given: Given | None) -> Setup:
     setup.tell_progress()
     setup.model.set_attn_implementation(setup.attention)
     return setup
-
-
-def recorded_result(folder: Path, record: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the fields of `Run` that a completed run recorded; `record` None: read from the folder."""
-    record = record or read_record(folder)
-    if record is None or "result" not in record:
-        raise LuthierError("run-not-found", "no finished run here", where=str(folder))
-    fields: dict[str, Any] = {
-        name: Path(value) if name in PATHS and value else value for name, value in record["result"].items()
-    }
-    numbers = (fields["final_loss"], *fields["loss_history"])  # null stands for the loss of a skipped step
-    fields["final_loss"], *fields["loss_history"] = (math.nan if loss is None else loss for loss in numbers)
-    return fields
 
 
 def _restore_loss(setup: Setup, folder: Path, best: Path | None) -> None:

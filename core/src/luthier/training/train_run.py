@@ -41,7 +41,7 @@ from luthier.step.setup import Setup
 from luthier.timestamp import current_time
 from luthier.training.assemble import Assembled, assemble_run, whole_again
 from luthier.training.best_metric import check_metrics
-from luthier.training.finished import finished_run
+from luthier.training.finished import tell_finished
 from luthier.training.handed_model import left_as_given
 from luthier.training.loop import Loop
 from luthier.training.rows import prepared_data
@@ -96,8 +96,7 @@ def _done(place: Place, recipe: Recipe, objects: Objects) -> Run:
         wanted = Wanted.of_part(resolve_parts(recipe).loss)
         now = {"data": prepared_data(recipe, objects, tokenizer, wanted).train.fingerprint}
         changes.refuse_changes(changes.find_changes(place.record or {}, now), frozenset(), str(place.folder))
-    log.warning("run already finished", folder=str(place.folder), remedy="--fresh trains again")
-    return finished_run(place.folder, (recipe, objects), place.record)
+    return tell_finished(place.folder, (recipe, objects), place.record)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from luthier.runs.writing.lock import locked_folder
 from luthier.runs.writing.record import RECIPE, write_record
 from luthier.runs.writing.target import Place, check_unchanged, find_place
 from luthier.timestamp import current_time
-from luthier.training.finished import finished_run
+from luthier.training.finished import tell_finished
 from luthier.training.run import Run
 from luthier.training.signals import handle_signals
 from luthier.training.trainers.trainer_opening import open_session
@@ -41,8 +41,7 @@ def train_elsewhere(recipe: Recipe, objects: Objects, *, resume: Path | None = N
     _check_call(resolved, objects, resume)
     place = find_place(recipe, objects, fresh=fresh)
     if place.done:
-        log.warning("run already finished", folder=str(place.folder), remedy="--fresh trains again")
-        return finished_run(place.folder, None, place.record)
+        return tell_finished(place.folder, None, place.record)
     assert resolved.trainer is not None, "the recipe names a trainer"
     trainer = resolved.build(resolved.trainer)
     resume_point = find_held(place, trainer, resolved.trainer.name)
