@@ -58,7 +58,7 @@ def evaluate(
     benchmark: Benchmark = "lm_eval", json: Json = False,
     log_level: LogLevel = "warning", log_format: LogFormat = "console", log_file: LogFile = None,
 ) -> Any:  # fmt: skip
-    """Measure a run, a checkpoint or a model over held-out rows, or over the tasks of a benchmark."""
+    """Measure a run or a model on held-out rows or benchmarks."""
     from luthier.recipe.reading.overrides import parse_value
 
     path = locate_model(path)
