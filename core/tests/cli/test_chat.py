@@ -224,6 +224,12 @@ def test_the_title_of_a_model_of_plain_prompts_says_so(typed, trained, tiny):
     assert "each message is continued by itself" in typed("/quit\n", tiny / "run")[2]
 
 
+def test_a_pipe_to_a_model_of_plain_prompts_says_so_on_standard_error(chat, trained):
+    said = chat("/quit", model="run")
+    assert "each message is continued by itself" in said.stderr
+    assert (said.status, said.stdout) == (0, "")
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_two_columns_fit_the_terminal_and_nothing_is_lost(width):
     file = io.StringIO()

@@ -50,7 +50,7 @@ def chat(
             talks = open_chats(path, base=base, system=system, device=device, step=step, best=best)
         else:
             talks = {"tuned": open_chat(path, base=base, system=system, device=device, step=step, best=best)}
-        plain = "" if talks["tuned"].is_chat else "; it has no chat template: each message is continued by itself"
+        plain = "" if talks["tuned"].is_chat else "; each message is continued by itself, as plain text"
         title = f"{path}{plain}; /help lists the commands"
         return ChatSession(talks=talks, sampling=sampling, title=title, tell=tell).hold()
 

@@ -48,7 +48,7 @@ class ChatSession:
 
     def hold(self) -> int:
         """Talk until the input ends or /quit. Return the exit status of the last error, 0 for none."""
-        if self.typed:
+        if self.typed or not self.talks["tuned"].is_chat:  # who asks in a pipe must know that nothing is remembered
             self._say(self.title)
         with contextlib.suppress(Leave):
             for line in self._typed_lines() if self.typed else read_piped_lines():
