@@ -118,6 +118,12 @@ def test_a_gguf_file_goes_to_ollama_and_llama_cpp(made):
     assert shlex.split(found.commands["llama.cpp"]) == ["llama-server", "-m", str(folder / "model.gguf")]
 
 
+def test_a_graph_goes_to_onnx_runtime_alone(made):
+    folder = made(model={"model_type": "llama"}, note={"artifact": "model"}, files=["model.onnx", "model.onnx.data"])
+    found = find_serving(folder)
+    assert found.commands == {"ONNX Runtime": f'onnxruntime.InferenceSession("{folder / "model.onnx"}")'}
+
+
 def test_a_folder_of_nothing_known_says_so(tmp_path, capsys):
     found = find_serving(tmp_path)
     assert found.commands == {} and "no files" in found.because

@@ -37,6 +37,9 @@ def find_serving(folder: Path, name: str | None = None) -> Serving:
     files = sorted(folder.glob("*.gguf"))
     if files:
         return _serve_gguf(folder, files[0], word)
+    graph = next(iter(sorted(folder.glob("*.onnx"))), None)
+    if graph is not None:  # config.json lies beside it, for its tokenizer
+        return Serving(commands={"ONNX Runtime": f'onnxruntime.InferenceSession("{graph}")'})
     config, note = _read_json(folder / "adapter_config.json"), read_note(folder)
     if config is None:
         return _serve_model(folder, note, run, word)
