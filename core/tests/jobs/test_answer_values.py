@@ -20,6 +20,7 @@ from luthier import (
     read_time,
 )
 from luthier.jobs.transport.answer_errors import Answer, read_refusal
+from luthier.jobs.wire.wire_answers import read_wire_job
 from luthier.testing.loopback import LoopbackServer, Reply
 
 MOMENTS = st.datetimes(datetime(1971, 1, 1), datetime(2090, 1, 1), timezones=st.just(UTC))
@@ -132,3 +133,10 @@ KINDS = [
 def test_a_refusal_is_told_by_its_kind_and_the_services_own_code(status, headers, body, kind, code):
     error = read_refusal(Answer(status=status, headers=headers, body=body), "service", retry_after=None, attempts=1)
     assert (error.kind, error.provider_code) == (kind, code) and "m (HTTP" in str(error)
+
+
+@pytest.mark.parametrize("answer", [{}, {"id": None}, {"object": "list", "data": []}])
+def test_an_answer_that_is_no_job_is_an_error_of_the_service(answer):
+    with pytest.raises(ProviderError) as caught:
+        read_wire_job(answer)
+    assert caught.value.code == "provider-protocol"

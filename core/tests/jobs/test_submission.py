@@ -49,6 +49,23 @@ def test_a_refusal_is_sent_once_and_ends_the_job(submitted, service, manager, ki
     assert (job.stage, job.state, job.reason) == (Stage.REFUSED, JobState.FAILED, "no")
 
 
+def test_a_job_that_could_not_be_sent_is_gone_on_with_by_its_id_and_not_submitted_again(submitted, service, manager):
+    service.before = [ProviderError("network", "no such host")]
+    with pytest.raises(ProviderError, match="no such host") as caught:
+        submitted()
+    (job,) = manager.list_sync()
+    assert f"`luthier attach {job.id}`" in caught.value.remedy
+    assert manager.attach_sync(job.id).stage == Stage.CREATED and len(service.jobs()) == 1
+
+
+def test_what_the_user_gave_wrongly_ends_the_job_that_was_not_sent(submitted, service, manager):
+    service.before = [LuthierError("recipe-missing", "no machine is named", where="provider.host")]
+    with pytest.raises(LuthierError, match="no machine"):
+        submitted()
+    (job,) = manager.list_sync()
+    assert (job.stage, job.state) == (Stage.REFUSED, JobState.FAILED)
+
+
 def test_a_service_that_asks_to_wait_is_waited_for(submitted, service, clock):
     service.before = [ProviderError("limited", "slow down", retry_after=7.0)]
     assert submitted().stage == Stage.CREATED

@@ -124,7 +124,7 @@ async def _estimated(manager: Any, reading: Reading, name: str | None, max_cost:
         "amount": None, "currency": None, "tokens": None, "basis": None, "refused": None, "findings": [],
     }  # fmt: skip
     try:
-        prepared = await manager.prepare(reading, provider=ready.part if name is None else name, max_cost=max_cost)
+        prepared = await manager.prepare(reading, provider=name, max_cost=max_cost)
     except LuthierError as error:
         return {**line, "refused": error.line}
     cost = {"basis": "on this machine"} if prepared.cost is None else attrs.asdict(prepared.cost)

@@ -26,6 +26,7 @@ log = get_logger()
 SETTLING: Final = (5.0, 15.0, 45.0)  # seconds between looks, because services list new jobs with a delay
 CREATES: Final = 3  # the most requests; before each the service was found to have no such job
 LONGEST_WAIT: Final = 120.0  # seconds: the longest wait that a service may ask for before a job is created
+WRONG: Final = 2  # the exit status of errors in what the user gave
 UploadTold = Callable[[str, int, int], None]  # role, bytes done, bytes in all
 
 
@@ -44,13 +45,21 @@ class Submission:
             job = self.store.get_job(job.id)
             if job.stage in (Stage.CREATED, Stage.REFUSED) or job.is_final:
                 return job
-            if job.stage == Stage.CREATING:
-                existing = await self._find_existing(job)
-                if existing is not None:
-                    return self._adopt(job, existing)
-            else:
-                job = await self._upload_files(job)
-            return await self._create(job)
+            try:
+                return await self._go_on(job)
+            except LuthierError as error:
+                if not self.store.get_job(job.id).is_final and error.code != "job-unclear":
+                    error.remedy = f"`luthier attach {job.id}` goes on with this job; `submit` would make another."
+                raise
+
+    async def _go_on(self, job: Job) -> Job:
+        if job.stage == Stage.CREATING:
+            existing = await self._find_existing(job)
+            if existing is not None:
+                return self._adopt(job, existing)
+        else:
+            job = await self._upload_files(job)
+        return await self._create(job)
 
     async def settle_cancel(self, job: Job) -> Job:
         """Find out whether a job in `creating` exists at the service, and give it up if it does not."""
@@ -90,6 +99,10 @@ class Submission:
                 status = await self.provider.submit(job.spec, job.uploads)
             except ProviderError as error:
                 await self._weigh(job, error, last=attempt == CREATES)
+            except LuthierError as error:
+                if error.exit_status == WRONG:  # nothing was sent
+                    self.store.note_refused(job.id, str(error), self.clock.now())
+                raise
             else:
                 return self.store.note_created(job.id, status, self.clock.now(), found=False)
             if self.store.get_job(job.id).stage == Stage.CREATING:
