@@ -86,6 +86,12 @@ def test_a_plugin_imports_only_public_names_of_the_core_and_no_other_plugin(memb
     assert wrong == []
 
 
+@pytest.mark.parametrize("member", OTHERS, ids=lambda path: path.name)
+def test_a_plugin_logs_only_through_the_library(member):
+    """A logger of structlog's own would print to standard output, at any level, and not into the run's log."""
+    assert {path.name for path in sources(member) for module, _ in imported(path) if module == "structlog"} == set()
+
+
 def _is_public(module, name):
     if module == "luthier":
         return name is None or name in luthier.__all__

@@ -110,6 +110,17 @@ def test_nothing_is_said_while_the_log_is_muted_and_everything_after(capsys):
     assert "heard" in said
 
 
+def test_captured_lines_have_their_fields_and_are_not_shown(capsys):
+    logs.set_up("info")
+    with logs.captured_logs() as lines:
+        logs.get_logger().debug("taken", share=0.5)
+    logs.get_logger().info("shown")
+    assert [(line["event"], line["level"], line["share"]) for line in lines] == [("taken", "debug", 0.5)]
+    said = capsys.readouterr().err
+    assert "taken" not in said
+    assert "shown" in said
+
+
 def test_what_other_libraries_warn_of_is_logged_and_not_printed(tmp_path):
     with warnings.catch_warnings(record=True) as printed:
         warnings.simplefilter("always")

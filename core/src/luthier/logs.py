@@ -119,6 +119,18 @@ def muted_logs() -> Iterator[None]:
         _SINKS[:] = sinks
 
 
+@contextlib.contextmanager
+def captured_logs() -> Iterator[list[dict[str, Any]]]:
+    """Yield the lines that are logged within this context, with `event`, `level` and fields; none goes elsewhere."""
+    lines: list[dict[str, Any]] = []
+    sinks = list(_SINKS)
+    _SINKS[:] = [Sink(level="debug", render=_json, write=lambda line: lines.append(json.loads(line)))]
+    try:
+        yield lines
+    finally:
+        _SINKS[:] = sinks
+
+
 _FILES: list[FileIO] = []
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from luthier import LuthierError
-from structlog.testing import capture_logs
+from luthier.testing import captured_logs
 
 CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens
 
@@ -59,18 +59,18 @@ def test_a_server_that_goes_away_is_said_once_and_training_goes_on(build, hooks,
     fire = hooks(build(tracking_uri=server.url))
     fire.run_started(run=run)
     server.stop()
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         for step in range(1, 9):
             fire.logged(run=run, step=step, metrics={"loss": 3.0})
         fire.completed(run=run, result=None)
     (line,) = lines
-    assert (line["event"], line["during"], line["log_level"]) == ("tracker_failed", "logged", "error")
+    assert (line["event"], line["during"], line["level"]) == ("tracker_failed", "logged", "error")
 
 
 def test_a_secret_in_the_environments_address_is_neither_logged_nor_raised(build, hooks, run, server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url.replace("//", "//me:hunter2@"))
     fire = hooks(build())
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         fire.run_started(run=run)
         server.stop()
         fire.logged(run=run, step=1, metrics={"loss": 3.0})

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
 from luthier.runs.writing.active_run import ActiveRun
+from luthier.testing import captured_logs
 from luthier_mlflow.tracker import flat
 from mlflow.entities import Param
-from structlog.testing import capture_logs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow.*")  # between MLflow and SQLAlchemy
 NAMES = [
@@ -158,7 +158,7 @@ def test_a_resumed_run_goes_on_with_the_same_mlflow_run(build, hooks, store, rec
 def test_a_resumed_run_that_the_store_has_lost_begins_a_new_one_and_says_so(build, hooks, store, recorded, run):
     callback = build(tracking_uri=store)
     callback.load_state({"mlflow_id": "0" * 32})
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         hooks(callback).resumed(run=run, step=4)
     assert [line["event"] for line in lines] == ["tracker_run_missing", "tracker_opened"]
     assert recorded(callback).params["adapter.r"] == "16"
@@ -200,11 +200,11 @@ def test_a_store_that_breaks_is_said_once_and_training_goes_on(build, hooks, sto
     fire.run_started(run=run)
     with closing(sqlite3.connect(copy)) as database:
         database.execute("DROP TABLE metrics")
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         for step in range(1, 9):
             fire.logged(run=run, step=step, metrics={"loss": 3.0})
         fire.completed(run=run, result=None)
     (line,) = lines
-    assert (line["event"], line["tracker"], line["during"], line["log_level"]) == (
+    assert (line["event"], line["tracker"], line["during"], line["level"]) == (
         "tracker_failed", "mlflow", "logged", "error")  # fmt: skip
     assert "metrics" in line["error"]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
 from luthier.runs.writing.active_run import ActiveRun
-from structlog.testing import capture_logs
+from luthier.testing import captured_logs
 
 NAMES = [
     "loss",
@@ -143,7 +143,7 @@ def test_completed_after_stopped_does_nothing(start, run, curve):
     hooks = start()
     hooks.run_started(run=run)
     hooks.stopped(run=run, step=1, reason="early")
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         hooks.completed(run=run, result=None)
     assert lines == []
 
@@ -162,14 +162,14 @@ def test_a_lost_folder_is_logged_once_and_training_goes_on(start, run, monkeypat
     hooks.run_started(run=run)
     shutil.rmtree(run.folder)
     run.folder.write_text("in the way")
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         for step in range(1, 100):
             hooks.logged(run=run, step=step, metrics={"loss": 3.0})
         hooks.saved(run=run, step=100, path=run.folder)
         hooks.completed(run=run, result=None)
     (line,) = lines
     assert line["event"] == "tracker_failed"
-    assert line["log_level"] == "error"
+    assert line["level"] == "error"
     assert line["tracker"] == "tensorboard"
     assert line["error"].startswith(("NotADirectoryError", "FileNotFoundError"))
 
@@ -177,7 +177,7 @@ def test_a_lost_folder_is_logged_once_and_training_goes_on(start, run, monkeypat
 def test_a_value_that_is_no_number_ends_the_tracker_and_not_the_training(start, run):
     hooks = start()
     hooks.run_started(run=run)
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         hooks.logged(run=run, step=1, metrics={"loss": None, "name": "text"})
         hooks.completed(run=run, result=None)
     assert [(line["event"], line["during"]) for line in lines] == [("tracker_failed", "logged")]
@@ -189,7 +189,7 @@ def test_numbers_lost_at_the_very_end_are_said_too(start, run, monkeypatch):
     hooks.run_started(run=run)
     hooks.saved(run=run, step=0, path=run.folder)
     shutil.rmtree(run.folder)
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         hooks.logged(run=run, step=1, metrics={"loss": 3.0})
         hooks.completed(run=run, result=None)
     assert [line["event"] for line in lines] == ["tracker_failed"]

@@ -7,9 +7,8 @@ import sqlite3
 import attrs
 import luthier
 import pytest
-from luthier.testing import expect_error
+from luthier.testing import captured_logs, expect_error
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
-from structlog.testing import capture_logs
 
 ROWS = [{"prompt": f"{i} plus {j} is", "completion": str(i + j)} for i in range(3) for j in range(3)]
 
@@ -96,11 +95,27 @@ def test_an_end_before_the_last_step_is_an_alert_without_the_text_of_an_error(
     fire.run_started(run=run)
     fire.logged(run=run, step=1, metrics={"loss": 3.0})
     capsys.readouterr()
-    with capture_logs():
+    with captured_logs():
         getattr(fire, end)(run=run, **arguments)
     (found,) = trackio.Api().alerts(project)
     assert (found["level"], found["title"], found["text"], found["step"]) == (*alert, 1)
     assert capsys.readouterr().out == ""
+
+
+def test_the_log_says_where_the_numbers_lie_and_nothing_of_an_upload(build, hooks, run, project):
+    from trackio import utils
+
+    with captured_logs() as lines:
+        fire = hooks(build(project=project))
+        fire.run_started(run=run)
+        fire.logged(run=run, step=1, metrics={"loss": 3.0})
+        fire.completed(run=run, result=None)
+    told = [line for line in lines if line["level"] == "info"]
+    assert [line["event"] for line in told] == ["tracker_opened", "tracker_closed"]
+    assert {(line["address"], line["show"]) for line in told} == {
+        (str(utils.TRACKIO_DIR), f"trackio show --project {project}")
+    }
+    assert "Uploading" not in str(lines)
 
 
 def test_a_stored_token_is_not_sent_to_the_hub(build, hooks, run, project, monkeypatch):
@@ -145,12 +160,12 @@ def test_a_later_failure_is_logged_once_and_training_goes_on(build, hooks, run, 
     with sqlite3.connect(SQLiteStorage.get_project_db_path(project)) as store:
         store.execute("DROP TABLE metrics")
         store.execute("CREATE VIEW metrics AS SELECT 1 AS run_id")
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         fire.logged(run=run, step=1, metrics={"loss": 3.0})
         fire.completed(run=run, result=None)
         fire.logged(run=run, step=2, metrics={"loss": 2.0})
-    (line,) = [line for line in lines if line["log_level"] != "debug"]
-    assert (line["event"], line["log_level"]) == ("tracker_failed", "error")
+    (line,) = [line for line in lines if line["level"] != "debug"]
+    assert (line["event"], line["level"]) == ("tracker_failed", "error")
     assert line["error"]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from luthier.runs.writing.active_run import ActiveRun
-from structlog.testing import capture_logs
+from luthier.testing import captured_logs
 
 NAMES = [
     "loss",
@@ -87,7 +87,7 @@ def test_what_is_not_given_comes_from_the_clients_environment(
 def test_disabled_writes_nothing(build, hooks, run):
     fire = hooks(build(mode="disabled"))
     fire.run_started(run=run)
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         fire.logged(run=run, step=1, metrics={"loss": 3.0})
         fire.completed(run=run, result=None)
     assert lines == []

@@ -8,8 +8,7 @@ import sys
 
 import pytest
 from luthier import LuthierError
-from luthier.testing import expect_error
-from structlog.testing import capture_logs
+from luthier.testing import captured_logs, expect_error
 
 KEY = "k" * 40
 CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens
@@ -85,7 +84,7 @@ def test_steps_that_the_server_holds_are_not_sent_again(build, hooks, run, serve
 
 def test_the_address_of_the_run_is_logged(build, hooks, run, server, key):
     fire = hooks(build(mode="online", base_url=server.url, project="p"))
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         fire.run_started(run=run)
     fire.completed(run=run, result=None)
     assert lines[0]["event"] == "tracker_opened"
@@ -106,12 +105,12 @@ def test_a_server_that_goes_away_is_waited_for_and_said_once(build, hooks, run, 
     fire = hooks(build(mode="online", base_url=server.url, finish_timeout=0.5))
     fire.run_started(run=run)
     server.stop()
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         for step in range(1, 9):
             fire.logged(run=run, step=step, metrics={"loss": 3.0})
         fire.completed(run=run, result=None)
     (line,) = lines
-    assert (line["event"], line["during"], line["log_level"]) == ("tracker_failed", "completed", "error")
+    assert (line["event"], line["during"], line["level"]) == ("tracker_failed", "completed", "error")
     assert "TimeoutError" in line["error"]
     assert f"wandb sync {run.folder}" in line["remedy"]
 
@@ -120,9 +119,8 @@ def test_a_client_that_dies_is_said_once_and_training_goes_on(tmp_path):
     alone = {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}  # else it would join this process's service
     command = [sys.executable, "-c", SERVICE_DIES, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=alone, check=False)
-    said = done.stdout
-    assert said.count("tracker_failed") == 1, done.stderr
-    assert said.rstrip().endswith("trained to the end")
+    assert done.stderr.count("[error    ] tracker_failed") == 1, done.stderr
+    assert done.stdout.rstrip() == "trained to the end"
     assert done.returncode == 0
 
 

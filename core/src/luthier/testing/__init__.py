@@ -23,6 +23,7 @@ _HOMES = {
     "luthier.testing.raised.fault_injection": ("raise_inside",),
     "luthier.testing.policies": ("TablePolicy",),
     "luthier.testing.loopback": ("Fault", "LoopbackServer", "Reply", "Request"),
+    "luthier.logs": ("captured_logs",),
     "luthier.testing.providers.fake_wire": ("FakeWire",),
     "luthier.testing.providers.provider_bench": ("FakeService",),
     "luthier.testing.providers.virtual_clock": ("VirtualClock",),
@@ -38,6 +39,7 @@ __all__ = [
     "Request",
     "TablePolicy",
     "VirtualClock",
+    "captured_logs",
     "checks_for",
     "conformance",
     "context",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from luthier.logs import captured_logs
     from luthier.testing.checks import Check, checks_for, conformance
     from luthier.testing.contexts import context
     from luthier.testing.loopback import Fault, LoopbackServer, Reply, Request

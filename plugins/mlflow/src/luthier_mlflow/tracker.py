@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import structlog
-from luthier import LuthierError, event
+from luthier import LuthierError, event, get_logger
 
 from luthier_mlflow import Mlflow
 
@@ -32,7 +31,7 @@ THEN: Final = "training goes on without this tracker"
 PARAMETERS_PER_REQUEST: Final = 100  # MLflow refuses more
 DATABASES: Final = ("sqlite", "postgresql", "mysql", "mssql")
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Tracker:

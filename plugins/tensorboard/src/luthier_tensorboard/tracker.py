@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-import structlog
-from luthier import LuthierError, event
+from luthier import LuthierError, event, get_logger
 
 from luthier_tensorboard import TensorBoard
 
@@ -25,7 +24,7 @@ except ImportError as error:
 FLUSH_SECONDS: Final = 10  # only for TensorFlow's buffered files; otherwise each number is written at once
 THEN: Final = "training goes on without this tracker"
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Tracker:

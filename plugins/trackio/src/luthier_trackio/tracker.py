@@ -7,12 +7,12 @@ import contextvars
 import io
 import os
 import re
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-import structlog
-from luthier import LuthierError, event
+from luthier import LuthierError, event, get_logger
 
 from luthier_trackio import Trackio
 
@@ -32,9 +32,10 @@ THEN: Final = "training goes on without this tracker"
 UNOPENED: Final = (
     r"trackio\.init\(\) could not (prepare|create a remote client)"  # of a warning, after which init goes on
 )
+LOCAL_END: Final = "* Run finished. Uploading logs to Trackio ("  # printed where nothing is uploaded
 REMEDY: Final = "Check space_id, server_url, the login and TRACKIO_DIR; without space_id and server_url it is local."
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class OwnRun(Run):
@@ -122,9 +123,13 @@ class Tracker:
             problem = f"no run could be opened: {error_text(error)}"
             raise LuthierError("part-unsupported", problem, where=PLACE, remedy=REMEDY) from error
         self.trackio_id = self.active.id
+        self._say_where("tracker_opened")
+
+    def _say_where(self, happened: str) -> None:
+        """Log where the numbers lie, and the command that shows them."""
         address = self.space_id or redacted_text(self.server_url or str(utils.TRACKIO_DIR))
-        log.info("tracker_opened", tracker="trackio", id=self.trackio_id, address=address,
-                 show=f"trackio show --project {self.options.project}")  # fmt: skip
+        log.info(happened, tracker="trackio", id=self.trackio_id, address=address,
+                 show=f"trackio show --project {shlex.quote(self.options.project)}")  # fmt: skip
 
     def _open_own(self, name: str, config: dict[str, Any]) -> Run:
         """Open a run of the local store, or of the server, which is asked whether it is there."""
@@ -156,6 +161,8 @@ class Tracker:
 
     def _finish(self, during: str) -> None:
         self._try(during, lambda active: active.finish())
+        if self.active is not None:
+            self._say_where("tracker_closed")
         self.active = None
 
     def _try(self, during: str, act: Callable[[Run], None]) -> None:
@@ -209,7 +216,8 @@ def quiet_output() -> Iterator[None]:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         yield
     for line in printed.getvalue().splitlines():
-        log.debug("tracker_printed", tracker="trackio", text=redacted_text(line))
+        if not line.startswith(LOCAL_END):
+            log.debug("tracker_printed", tracker="trackio", text=redacted_text(line))
 
 
 def error_text(error: Exception) -> str:

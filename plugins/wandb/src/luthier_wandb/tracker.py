@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-import structlog
-from luthier import LuthierError, event
+from luthier import LuthierError, event, get_logger
 from requests.utils import get_netrc_auth
 
 from luthier_wandb import Wandb
@@ -32,7 +31,7 @@ FIELDS: Final = {"project": "project", "run_name": "run_name", "entity": "entity
 
 OPEN: Final[dict[str, Any]] = {}  # W&B runs of this process that have not ended, by id
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Tracker:
