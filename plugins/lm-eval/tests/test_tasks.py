@@ -12,6 +12,7 @@ from luthier import BenchmarkModel
 from luthier.cli.app import app
 from luthier.testing import expect_error
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
+from luthier_lm_eval.harness import nearest_names
 
 NAMES = ["capitals", "capitals_answered", "capitals_read"]
 
@@ -108,6 +109,45 @@ def test_rows_that_cannot_be_had_are_an_error_before_the_model_is_read(build, ta
     assert "HF_HUB_OFFLINE" in caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("line", "instead", "said"),
+    [
+        ("doc_to_target: 0", "", "doc_to_target"),
+        ("doc_to_text: ", "doc_to_txt: ", "doc_to_txt"),
+        ("{{country}}", "{{country.name.first}}", "doc_to_text"),
+        ("test_split: test", "test_split: validation", "validation"),
+    ],
+)
+def test_a_mistake_in_a_task_is_an_error_with_its_name_and_the_cause(build, tasks, tmp_path, line, instead, said):
+    text = Path(tasks, "choices.yaml").read_text()
+    (tmp_path / "right.yaml").write_text(text)
+    (tmp_path / "wrong.yaml").write_text(text.replace("task: capitals", "task: wrong").replace(line, instead))
+    with expect_error("part-unsupported", "--tasks", said) as caught:
+        build(include_path=str(tmp_path)).check(["capitals", "wrong"])
+    assert "'wrong'" in caught.value.problem and "'capitals'" not in caught.value.problem
+
+
+def test_a_task_that_cannot_be_scored_is_an_error_and_what_the_model_raises_stays(build, tasks, model, tmp_path):
+    text = Path(tasks, "answers.yaml").read_text().replace("task: capitals_answered", "task: wrong")
+    (tmp_path / "wrong.yaml").write_text(f"{text}\nprocess_results: !function scoring.score\n")
+    (tmp_path / "scoring.py").write_text("def score(doc, results):\n    return results[7]\n")
+    with expect_error("part-unsupported", "--tasks", "IndexError") as caught:
+        build(include_path=str(tmp_path)).run(model, ["wrong"])
+    assert "'wrong'" in caught.value.problem
+    with pytest.raises(ZeroDivisionError):
+        build(include_path=tasks).run(Failing(model), ["capitals_answered"])
+
+
+class Failing:
+    """A model that fails at answering."""
+
+    def __init__(self, model):
+        self.tokenizer, self.max_length = model.tokenizer, model.max_length
+
+    def answer_prompts(self, prompts, **how):
+        return 1 / 0
+
+
 def test_the_command_shows_them_and_the_run_keeps_them(tasks, model_folder, tmp_path, capsys):
     rows = [{"prompt": "One plus one is", "completion": "two"}] * 4
     run = luthier.train(model=str(model_folder), data=rows, adapter="lora", max_steps=1, global_batch_size=2, device="cpu",
@@ -140,3 +180,10 @@ def test_a_gate_is_about_a_number_of_a_task(tasks, model_folder):
 def test_a_misspelt_task_of_the_harness_is_told_its_nearest(build):
     with expect_error("part-unknown", "--tasks", "hellaswag"):
         build().check(["hellaswagg"])
+
+
+@pytest.mark.parametrize("known", [[], ["capitals"]])
+def test_an_unknown_task_is_told_how_tasks_of_ones_own_are_named(known):
+    remedy = nearest_names("capital", known)
+    assert '--benchmark "{name: lm_eval, include_path: FOLDER}"' in remedy
+    assert ("'capitals'" in remedy) == bool(known)

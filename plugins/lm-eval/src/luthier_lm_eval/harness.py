@@ -15,6 +15,7 @@ from luthier import LuthierError, get_logger
 from luthier_lm_eval import SAMPLE, LmEval
 from luthier_lm_eval.policy_model import PolicyModel
 from luthier_lm_eval.sample import SAMPLE_TASK
+from luthier_lm_eval.task_errors import explain_scoring, load_each
 
 try:
     from lm_eval import evaluate
@@ -59,9 +60,11 @@ class Harness:
                     fewshot_as_multiturn=options.apply_chat_template,
                     confirm_run_unsafe_code=options.confirm_run_unsafe_code,
                 )  # fmt: skip
-        except ValueError as error:
-            raise LuthierError("part-unsupported", f"the harness refuses: {one_line(error)}", where=PLACE,
-                               found=list(tasks), remedy="Choose other tasks or options.") from error  # fmt: skip
+        except Exception as error:
+            explained = explain_scoring(error, tasks)
+            if explained is None:
+                raise
+            raise explained from error
         return list(read_scores(results))
 
     def _load(self, tasks: Sequence[str]) -> Any:
@@ -96,12 +99,8 @@ class Harness:
 
 def load_rows(manager: Any, tasks: Sequence[str]) -> Any:
     """Return the tasks with their rows, which `datasets` reads from its cache, from a file or from the hub."""
-    try:
-        return manager.load([SAMPLE_TASK if name == SAMPLE else name for name in tasks])
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        remedy = "The hub has the rows of most tasks: unset HF_HUB_OFFLINE, or give tasks with files of your own."
-        raise LuthierError("data-not-found", f"a task cannot be loaded: {one_line(error)}", where="--tasks",
-                           found=list(tasks), remedy=remedy) from error  # fmt: skip
+    given = [SAMPLE_TASK if name == SAMPLE else name for name in tasks]
+    return load_each(manager.load, given, tasks)
 
 
 def read_scores(results: Mapping[str, Any]) -> Iterator[BenchmarkScore]:
@@ -143,7 +142,7 @@ def quiet_harness() -> Iterator[None]:
     harness.setLevel(logging.WARNING)
     propagated, harness.propagate = harness.propagate, False
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         harness.removeHandler(handler)
@@ -154,11 +153,7 @@ def quiet_harness() -> Iterator[None]:
 
 
 def nearest_names(name: str, known: Sequence[str]) -> str:
-    """Return which names of the harness's thousands look like this one."""
+    """Return which names of the harness's thousands look like this one, and how tasks of one's own are named."""
     near = difflib.get_close_matches(name, known, n=3)
-    return f"Did you mean {' or '.join(map(repr, near))}?" if near else "See `lm-eval ls tasks`, or set include_path."
-
-
-def one_line(error: Exception) -> str:
-    """Return type and text of an error, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    known_as = f"Did you mean {' or '.join(map(repr, near))}?" if near else "See `lm-eval ls tasks`."
+    return f'{known_as} A task of your own: --benchmark "{{name: lm_eval, include_path: FOLDER}}".'
