@@ -8,14 +8,11 @@ from typing import Any, Literal
 import attrs
 from luthier import OptimizerRecord, QuantizerRecord, hookimpl, option
 
-from luthier_torchao.quiet import silence_imports
-
 __version__ = "0.1.0"
 __all__ = ["AdamW4bit", "AdamW8bit", "AdamWFp8", "TorchaoInt4", "TorchaoInt8", "luthier_optimizers",
            "luthier_quantizers"]  # fmt: skip
 SKIPPED = "Modules that stay exact, besides the output head, with all their parts: names, or whole parts of names."
 GROUPS = (32, 64, 128, 256)
-silence_imports()
 
 
 @attrs.frozen(kw_only=True)
