@@ -1,6 +1,7 @@
 """The provider `local`: real runs in worker processes, followed, cancelled, adopted, and told how they ended."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import luthier
 import pytest
-from luthier import JobState, Manager
+from luthier import JobState, LuthierError, Manager
 from luthier.builtin.workers.local_worker import WORKER, is_worker_alive, read_worker_note, run_worker, write_note
+from luthier.runs.writing.lock import locked_folder
 from luthier.testing import expect_error
 
 
@@ -78,6 +80,20 @@ def test_another_manager_adopts_a_run_and_cancel_ends_it_within_a_step(manager, 
     assert list((tmp_path / "run/checkpoints").iterdir())
     assert last < other.progress_sync(job.id).step < 5_000
     other.close()
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_folder_of_another_run_is_refused_before_there_is_a_job(manager, rows, tmp_path, held):
+    path = tmp_path / "run"
+    with locked_folder(path) if held else contextlib.nullcontext():
+        if not held:
+            record = {"recipe_hash": "another", "run_id": "r1", "state": "completed", "settings": {}}
+            path.mkdir()
+            (path / "run.json").write_text(json.dumps(record))
+        with pytest.raises(LuthierError) as caught:
+            manager.submit_sync(recipe(rows, tmp_path, max_steps=3))
+    assert caught.value.code == ("run-folder-locked" if held else "run-folder-other")
+    assert manager.list_sync() == []
 
 
 def test_a_worker_that_was_killed_is_a_job_that_failed(manager, rows, tmp_path):

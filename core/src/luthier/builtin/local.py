@@ -42,7 +42,10 @@ from luthier.plugins.providing.job_records import (
     Progress,
 )
 from luthier.plugins.providing.job_state import JobState
-from luthier.runs.run_folder import METRICS, RunFolder, read_folder
+from luthier.recipe import Recipe
+from luthier.recipe.objects import Objects
+from luthier.runs.run_folder import METRICS, RunFolder, is_held, read_folder
+from luthier.runs.writing.target import find_place
 
 STARTING: Final = 30.0  # seconds that a worker may take to write its first note
 STOPPED: Final = (130, 143, -signal.SIGINT, -signal.SIGTERM)
@@ -74,6 +77,10 @@ class WorkerProcesses:
         if missing:
             raise LuthierError("dependency-missing", f"{', '.join(missing)} not installed",
                                remedy='pip install "luthier[local]"')  # fmt: skip
+        place = find_place(Recipe.load(job.folder / "recipe.yaml"), Objects(), fresh=False)
+        if is_held(place.folder):
+            problem, remedy = "a run is going on there", "`luthier jobs` lists it; give another output_dir, or wait."
+            raise LuthierError("run-folder-locked", problem, where=str(place.folder), remedy=remedy)
         return ()
 
     async def submit(self, job: JobSpec, uploads: Mapping[str, str]) -> JobStatus:

@@ -20,6 +20,7 @@ from luthier.cli.screen.recipe_arguments import Help, Sets, read_recipe, show_he
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from luthier.recipe import Recipe
     from luthier.training.run import Run
 
 USAGE: Final = """Usage: luthier train [RECIPE] [OPTIONS]
@@ -50,13 +51,10 @@ def train(
 ) -> Any:  # fmt: skip
     """Train from a recipe, from flags, or from both."""
     from luthier.distributed.launch import Launch
-    from luthier.training.finished import find_finished
 
     if help_:
         show_help(context, USAGE)
-    recipe = read_recipe(context, sets)
-    if is_first_speaker():  # once, and not in each rank
-        check_places(recipe)
+    recipe = _checked_recipe(context, sets)
     if dry_run:
         return answer_plan(recipe, log_level, log_format, log_file)
     if overfit_one_batch:
@@ -68,11 +66,25 @@ def train(
     if asked.wanted(os.environ):
         return launch.run_launched(asked, context, draw_result)
     api = start_api(log_level, log_format, log_file)
-    alone = "RANK" not in os.environ  # a launched process answers only together with the others
-    if alone and not (fresh or re_decide or resume or allow_changed) and (run := find_finished(recipe)) is not None:
-        return Answer(document=run.to_dict(), view=lambda screen: draw_result(screen, run))
-    return launch.answer_once(lambda: api.train(recipe, resume=resume, fresh=fresh, re_decide=re_decide,
-                                                allow_changed=allow_changed), draw_result)  # fmt: skip
+    again = None if fresh or re_decide or resume or allow_changed else _finished_answer(recipe)
+    return again or launch.answer_once(lambda: api.train(
+        recipe, resume=resume, fresh=fresh, re_decide=re_decide, allow_changed=allow_changed), draw_result)  # fmt: skip
+
+
+def _checked_recipe(context: typer.Context, sets: Sets) -> Recipe:
+    """Return the recipe of a command line, with its places checked once and not in each rank."""
+    recipe = read_recipe(context, sets)
+    if is_first_speaker():
+        check_places(recipe)
+    return recipe
+
+
+def _finished_answer(recipe: Recipe) -> Answer | None:
+    """Return the answer of a run that is finished already, without torch; None in a process of several."""
+    from luthier.training.finished import find_finished
+
+    run = None if "RANK" in os.environ else find_finished(recipe)
+    return None if run is None else Answer(document=run.to_dict(), view=lambda screen: draw_result(screen, run))
 
 
 def draw_result(screen: Console, run: Run) -> None:

@@ -21,6 +21,7 @@ from luthier.plugins.structure import structure_value
 from luthier.recipe import Recipe, resolve_parts
 from luthier.recipe.objects import Objects
 from luthier.recipe.schema import Data, Source
+from luthier.runs.recorded_result import recorded_result
 from luthier.runs.writing.decisions import Decisions
 from luthier.runs.writing.record import RECIPE, read_record
 from luthier.step.adapter_start import read_adapter
@@ -29,10 +30,9 @@ from luthier.step.fit_checks import check_fit, check_room
 from luthier.step.opened import progress_of
 from luthier.step.setup import Setup
 from luthier.training.assemble import assemble_run
-from luthier.training.finished import Given, recorded_result
 
 
-def reopen_run(folder: Path, given: Given | None) -> Setup:
+def reopen_run(folder: Path, given: tuple[Recipe, Objects] | None) -> Setup:
     """Model, adapter and data as they were at the run's end."""
     recipe, objects = given or (Recipe.load(folder / RECIPE, environ={}), Objects())
     decisions = Decisions((read_record(folder) or {}).get("decisions"))
