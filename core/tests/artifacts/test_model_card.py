@@ -2,8 +2,10 @@
 
 import pytest
 from huggingface_hub import ModelCard
-from luthier.artifacts.model_card import CARD, card_facts, is_generated, make_card
+from luthier.artifacts.model_card import CARD, card_facts, is_generated, make_card, put_card
 from luthier.recipe import Recipe
+from luthier.step.opened import open_artifact
+from luthier.testing import expect_error
 
 
 def test_every_artifact_of_a_run_has_a_card_that_the_hub_reads(train, tmp_path):
@@ -30,21 +32,51 @@ def note():
 
 
 def test_names_of_the_hub_are_linked(note):
-    data = ModelCard(make_card(note, is_peft=True)).data
+    data = ModelCard(make_card(note, library="peft")).data
     assert (data.base_model, data.library_name, data.datasets) == ("org/base", "peft", ["org/rows"])
     assert data.to_dict()["base_model_relation"] == "adapter"
 
 
 def test_an_older_note_has_a_card_too(note):
     del note["card"]
-    assert ModelCard(make_card(note, is_peft=True)).data.library_name == "peft"
+    assert ModelCard(make_card(note, library="peft")).data.library_name == "peft"
+
+
+@pytest.mark.parametrize(
+    ("file", "library", "talk"),
+    [("model.onnx", "onnx", "luthier chat RUN"), ("model.gguf", "gguf", "luthier chat RUN"),
+     ("model.safetensors", "transformers", "luthier chat FOLDER"),
+     ("adapter_config.json", "peft", "luthier chat FOLDER")],
+)  # fmt: skip
+def test_a_card_names_the_library_that_reads_the_files_and_what_can_be_talked_with(note, tmp_path, file, library, talk):
+    (tmp_path / file).touch()
+    (tmp_path / "config.json").touch()
+    note["card"]["settings"] = {"seed": 0}
+    put_card(tmp_path, tmp_path / "none", note)
+    text = (tmp_path / CARD).read_text()
+    assert ModelCard(text).data.library_name == library
+    assert talk in text and is_generated(text)
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "model.gguf"])
+def test_an_export_is_not_opened_and_its_run_is_named(tmp_path, file):
+    folder = tmp_path / "run" / "exported"
+    folder.mkdir(parents=True)
+    (folder / file).touch()
+    with expect_error("artifact-not-found", str(folder)) as caught:
+        open_artifact(folder)
+    assert str(folder.parent) not in caught.value.remedy
+    (folder.parent / "run.json").write_text("{}")
+    with expect_error("artifact-not-found", str(folder)) as caught:
+        open_artifact(folder)
+    assert str(folder.parent) in caught.value.remedy
 
 
 def test_absolute_paths_are_shown_by_their_last_name():
     recipe = Recipe.from_dict({"model": "/home/me/models/base", "data": "/home/me/secret/rows.jsonl"}).to_dict()
     facts = card_facts(recipe, {})
     assert facts["data"] == [{"path": "rows.jsonl", "hub": False}] and facts["hub_model"] is None
-    text = make_card({"model": recipe["model"], "adapter": {"name": "lora"}, "card": facts}, is_peft=True)
+    text = make_card({"model": recipe["model"], "adapter": {"name": "lora"}, "card": facts}, library="peft")
     assert "/home/me" not in text and "base" in text
 
 

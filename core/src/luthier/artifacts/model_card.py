@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from luthier.errors import LuthierError
 from luthier.plugins.registry import installed_plugins
+from luthier.recipe.artifact_note import EXPORTED
 from luthier.runs.writing.record import library_versions
 
 CARD: Final = "README.md"
@@ -60,7 +61,14 @@ def put_card(aside: Path, folder: Path, note: Mapping[str, Any]) -> None:
     if before.is_file() and not is_generated(before.read_text("utf-8", errors="replace")):
         shutil.copyfile(before, aside / CARD)
     else:
-        (aside / CARD).write_text(make_card(note, is_peft=(aside / "adapter_config.json").is_file()), "utf-8")
+        (aside / CARD).write_text(make_card(note, library=library_of(aside)), "utf-8")
+
+
+def library_of(folder: Path) -> str:
+    """Return the hub's name of the library that reads a folder's files."""
+    if (folder / "adapter_config.json").is_file():
+        return "peft"
+    return next((library for kind, library in EXPORTED.items() if any(folder.glob(kind))), "transformers")
 
 
 def is_generated(text: str) -> bool:
@@ -69,14 +77,19 @@ def is_generated(text: str) -> bool:
     return match is not None and match[1] == _digest(MARK.sub("", text))
 
 
-def make_card(note: Mapping[str, Any], *, is_peft: bool) -> str:
-    """Return the card that describes a note, with the metadata of the Hugging Face hub at its beginning."""
+def make_card(note: Mapping[str, Any], *, library: str) -> str:
+    """Return the card that describes a note, with the metadata of the Hugging Face hub at its beginning.
+
+    `library` is the hub's name of the one that reads the files, as `library_of` finds it.
+    """
     facts = note.get("card") or {}
     adapter = "" if "unmerge" in note else str(note.get("adapter", {}).get("name", "a local object"))
-    head = _metadata(note, facts, adapter, is_peft=is_peft)
+    head = _metadata(note, facts, adapter, library)
     base = shown_place(str(note["model"]["name_or_path"])) if "model" in note else "a model"
     title = f"# {base}, {_describe_making(note, adapter)}\n"
-    body = "\n".join([title, *_made_of(note, facts, base), *_parts(note, facts), *_numbers(facts), *_again(facts)])
+    body = "\n".join(
+        [title, *_made_of(note, facts, base), *_parts(note, facts), *_numbers(facts), *_again(facts, library)]
+    )
     text = f"{head}\n{body}"
     return text.replace(title, f"<!-- luthier card {_digest(text)}: {SAID} -->\n{title}", 1)
 
@@ -90,14 +103,14 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _metadata(note: Mapping[str, Any], facts: Mapping[str, Any], adapter: str, *, is_peft: bool) -> str:
+def _metadata(note: Mapping[str, Any], facts: Mapping[str, Any], adapter: str, library: str) -> str:
     """Return YAML with JSON values. It has no license, because nothing here knows one."""
     loss = facts.get("loss", {}).get("name")
     base = None if "unmerge" in note else facts.get("hub_model")  # an unmerged base is made of no other model
     fields: dict[str, Any] = {
         "base_model": base,
-        "base_model_relation": None if not base else "adapter" if is_peft else "finetune",
-        "library_name": "peft" if is_peft else "transformers",
+        "base_model_relation": None if not base else "adapter" if library == "peft" else "finetune",
+        "library_name": library,
         "pipeline_tag": "text-generation",
         "tags": ["luthier", *(name for name in (adapter, loss) if name and " " not in name)],
         "datasets": [source["path"] for source in facts.get("data", ()) if source["hub"]],
@@ -188,12 +201,13 @@ def _numbers(facts: Mapping[str, Any]) -> Iterable[str]:
         yield ""
 
 
-def _again(facts: Mapping[str, Any]) -> Iterable[str]:
+def _again(facts: Mapping[str, Any], library: str) -> Iterable[str]:
     settings = facts.get("settings") or {}
     if settings:
+        talk = ("the run", "RUN") if library in EXPORTED.values() else ("it", "FOLDER")
         words = " ".join(f"--{name.replace('_', '-')} {json.dumps(value)}" for name, value in settings.items())
         yield f"## Again\n\n    luthier train recipe.yaml {words}\n"
-        yield "where `recipe.yaml` is that of the run's folder. Talk with it: `luthier chat FOLDER`.\n"
+        yield f"where `recipe.yaml` is that of the run's folder. Talk with {talk[0]}: `luthier chat {talk[1]}`.\n"
     versions = facts.get("versions") or {}
     if versions:
         yield "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".\n"

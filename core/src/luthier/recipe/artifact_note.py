@@ -21,6 +21,9 @@ NOTE_FORMAT: Final = 1  # the version of the note's format that this luthier wri
 ARTIFACTS: Final = ("adapter", "model", "merged")  # folders of a run, of which the first that exists counts
 
 
+EXPORTED: Final = {"*.gguf": "gguf", "*.onnx": "onnx"}  # files of exports that transformers does not read: the library
+
+
 def read_note(folder: Path) -> dict[str, Any]:
     """Return the note beside an artifact; an empty mapping if there is none."""
     try:

@@ -18,7 +18,7 @@ from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.contracts.values import Context, Progress
 from luthier.plugins.registry import installed_plugins
 from luthier.plugins.structure import structure_value
-from luthier.recipe.artifact_note import NOTE, NOTE_FORMAT
+from luthier.recipe.artifact_note import EXPORTED, NOTE, NOTE_FORMAT, RECORD
 from luthier.recipe.schema import Model
 from luthier.runs.writing.decisions import Decisions
 from luthier.runs.writing.record import read_record
@@ -58,9 +58,20 @@ def open_artifact(path: str | Path, device: torch.device | str = "cpu", base: st
     if (folder / "adapter_config.json").is_file():
         remedy = "Give the run's folder, or load it with peft."
         raise LuthierError("artifact-not-found", f"an adapter without {NOTE}", where=str(folder), remedy=remedy)
+    _refuse_export(folder)
     spec = Model(name_or_path=str(folder) if folder.is_dir() else str(path))
     model = load.load_model(spec, torch.device(device), {})
     return Opened(model=model.eval(), tokenizer=load.tokenizer_of(spec), note=note)
+
+
+def _refuse_export(folder: Path) -> None:
+    """Raise `artifact-not-found` for a folder that holds a model for other programs alone, and name its run."""
+    kinds = [kind for name, kind in EXPORTED.items() if any(folder.glob(name))]
+    if kinds and not any(folder.glob("*.safetensors")):
+        made_of_run = (folder.absolute().parent / RECORD).is_file()
+        remedy = f"Open the run: {folder.parent}." if made_of_run else "Give the run or model that it was made of."
+        problem = f"this is an export for other programs, as {kinds[0].upper()}"
+        raise LuthierError("artifact-not-found", problem, where=str(folder), remedy=remedy)
 
 
 def artifact_folder(path: Path) -> Path:
