@@ -51,7 +51,7 @@ def test_a_refusal_is_sent_once_and_ends_the_job(submitted, service, manager, ki
 
 def test_a_job_that_could_not_be_sent_is_gone_on_with_by_its_id_and_not_submitted_again(submitted, service, manager):
     service.before = [ProviderError("network", "no such host")]
-    with pytest.raises(ProviderError, match="no such host") as caught:
+    with pytest.raises(ProviderError) as caught:
         submitted()
     (job,) = manager.list_sync()
     assert f"`luthier attach {job.id}`" in caught.value.remedy
@@ -60,8 +60,9 @@ def test_a_job_that_could_not_be_sent_is_gone_on_with_by_its_id_and_not_submitte
 
 def test_what_the_user_gave_wrongly_ends_the_job_that_was_not_sent(submitted, service, manager):
     service.before = [LuthierError("recipe-missing", "no machine is named", where="provider.host")]
-    with pytest.raises(LuthierError, match="no machine"):
+    with pytest.raises(LuthierError) as caught:
         submitted()
+    assert caught.value.code == "recipe-missing"
     (job,) = manager.list_sync()
     assert (job.stage, job.state) == (Stage.REFUSED, JobState.FAILED)
 
