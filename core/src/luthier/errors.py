@@ -151,7 +151,7 @@ CODES: Final[dict[str, Code]] = {
     "provider-quota": Code(
         "The account's quota or credit is used up.", "Raise the limit or the credit at the service.", 1
     ),
-    "provider-limited": Code("The service asks to be asked less often.", "Run the same command later.", 75),
+    "provider-limited": Code("The service asks to be asked less often.", "Try again later.", 75),
     "provider-invalid": Code("The service refused a request as wrong.", "Change what the message names."),
     "provider-unsupported": Code(
         "The service cannot do what the recipe asks for.", "Change what the message names, or the provider."
@@ -159,18 +159,14 @@ CODES: Final[dict[str, Code]] = {
     "provider-not-found": Code("The service does not know this job, file or model.", "Check its name and the account."),
     "provider-exists": Code("The service has this already.", "Look at it with `luthier status JOB`.", 1),
     "provider-ended": Code("The service has been shut down.", "Choose another provider."),
-    "provider-failed": Code("The service failed again and again.", "Run the same command later.", 75),
-    "provider-unreachable": Code(
-        "The service cannot be reached.", "Check the network and the address; then run the same command.", 75
-    ),
+    "provider-failed": Code("The service failed again and again.", "Try again later.", 75),
+    "provider-unreachable": Code("The service cannot be reached.", "Check the network and the address.", 75),
     "provider-lost": Code(
         "No answer came to a request that may have been carried out.",
         "Run `luthier attach JOB`: it looks before it asks again.",
         75,
     ),
-    "provider-protocol": Code(
-        "The service's answer cannot be understood.", "Run the same command later, or report it.", 1
-    ),
+    "provider-protocol": Code("The service's answer cannot be understood.", "Try again later, or report it.", 1),
     "job-not-found": Code("There is no such job.", "List them with `luthier jobs`."),
     "job-ambiguous": Code("Several jobs match this name.", "Write more of the id."),
     "job-busy": Code("Another process acts for this job.", "Wait for it.", 75),

@@ -45,6 +45,12 @@ def test_a_wrong_place_is_refused_before_torch_is_imported(words, code, tmp_path
     assert last == "False 2"
 
 
+def test_the_table_of_a_finished_run_is_drawn_without_torch(trained, tiny):
+    words = ["train", str(tiny / "r.yaml")]
+    run = subprocess.run([sys.executable, "-c", SCRIPT.format(words=words)], capture_output=True, text=True, check=True)
+    assert trained[0]["run_id"] in run.stdout and run.stdout.rstrip().endswith("False 0")
+
+
 def test_a_finished_run_is_given_back_before_torch_is_imported(trained, tiny):
     words = ["train", str(tiny / "r.yaml"), "--json"]
     run = subprocess.run([sys.executable, "-c", SCRIPT.format(words=words)], capture_output=True, text=True, check=True)

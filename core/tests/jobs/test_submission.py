@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from luthier import JobState, LuthierError, ProviderError
+from luthier.errors import CODES
 from luthier.plugins.providing.job_state import Stage
 
 LOST = ("lost", "server", "protocol", "exists")
@@ -55,6 +56,7 @@ def test_a_job_that_could_not_be_sent_is_gone_on_with_by_its_id_and_not_submitte
         submitted()
     (job,) = manager.list_sync()
     assert f"`luthier attach {job.id}`" in caught.value.remedy
+    assert caught.value.remedy.startswith(CODES["provider-unreachable"].remedy)
     assert manager.attach_sync(job.id).stage == Stage.CREATED and len(service.jobs()) == 1
 
 

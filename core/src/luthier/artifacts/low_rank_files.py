@@ -16,14 +16,11 @@ from torch import Tensor
 from luthier.artifacts.factor_arithmetic import Pair
 from luthier.errors import LuthierError
 from luthier.model.foreign import explain_reading
-from luthier.recipe.artifact_note import read_note
+from luthier.recipe.artifact_note import MOVED, keeps_base, read_note
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 NAME: Final = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
-# initialisations of PEFT that leave the base's weights unchanged
-BEGINNINGS: Final = (True, False, "gaussian", "eva", "orthogonal")
-MOVED: Final = "its update is the difference from where it began"  # of the other initialisations, such as PiSSA
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -57,11 +54,6 @@ def read_low_rank(folder: Path) -> LowRankFolder:
         for layer, factors in sides.items()
     }
     return LowRankFolder(path=folder, pairs=pairs, config=config, note=read_note(folder))
-
-
-def keeps_base(config: Mapping[str, Any]) -> bool:
-    """Return True if the adapter adds B A to the unchanged base. For the other initialisations see `MOVED`."""
-    return config.get("init_lora_weights", True) in BEGINNINGS
 
 
 def _check_config(config: Mapping[str, Any], folder: Path) -> None:

@@ -10,10 +10,9 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.artifacts.low_rank_files import MOVED, keeps_base
 from luthier.errors import LuthierError
 from luthier.plugins.registry import installed_plugins
-from luthier.recipe.artifact_note import RECORD, read_note
+from luthier.recipe.artifact_note import MOVED, RECORD, keeps_base, read_note
 
 USUAL_RANK: Final = 16  # the largest rank that vLLM and SGLang accept by default
 RANKS: Final = (32, 64, 128, 256, 320, 512)  # further ranks that vLLM's --max-lora-rank accepts (0.14 to 0.22)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,14 @@ ARTIFACTS: Final = ("adapter", "model", "merged")  # folders of a run, of which 
 
 
 EXPORTED: Final = {"*.gguf": "gguf", "*.onnx": "onnx"}  # files of exports that transformers does not read: the library
+# initialisations of PEFT that leave the base's weights unchanged
+BEGINNINGS: Final = (True, False, "gaussian", "eva", "orthogonal")
+MOVED: Final = "its update is the difference from where it began"  # of the other initialisations, such as PiSSA
+
+
+def keeps_base(config: Mapping[str, Any]) -> bool:
+    """Return True if the adapter adds B A to the unchanged base. For the other initialisations see `MOVED`."""
+    return config.get("init_lora_weights", True) in BEGINNINGS
 
 
 def read_note(folder: Path) -> dict[str, Any]:

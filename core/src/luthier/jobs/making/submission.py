@@ -49,7 +49,8 @@ class Submission:
                 return await self._go_on(job)
             except LuthierError as error:
                 if not self.store.get_job(job.id).is_final and error.code != "job-unclear":
-                    error.remedy = f"`luthier attach {job.id}` goes on with this job; `submit` would make another."
+                    way = f"`luthier attach {job.id}` goes on with this job; `submit` would make another."
+                    error.remedy = f"{error.remedy} {way}".strip()
                 raise
 
     async def _go_on(self, job: Job) -> Job:
