@@ -51,7 +51,7 @@ _HOMES = {
     "luthier.jobs.restoring": ("provider",),
     "luthier.jobs.provider_error": ("ProviderError",),
     "luthier.jobs.secret": ("Secret", "check_reference", "read_secret"),
-    "luthier.jobs.answer_values": ("drop_missing", "elapsed_seconds", "read_number", "read_time"),
+    "luthier.jobs.answer_values": ("drop_missing", "elapsed_seconds", "read_number", "read_time", "require_text"),
     "luthier.jobs.rows.service_rows": ("wire_row",),
     "luthier.jobs.transport.answer_errors": ("read_refused",),
     "luthier.jobs.transport.archive": ("unpack_archive",),
@@ -92,7 +92,7 @@ if TYPE_CHECKING:
     from luthier.data.batches.unit import Passage, Unit
     from luthier.data.prompt_rows import PromptRow
     from luthier.errors import LuthierError
-    from luthier.jobs.answer_values import drop_missing, elapsed_seconds, read_number, read_time
+    from luthier.jobs.answer_values import drop_missing, elapsed_seconds, read_number, read_time, require_text
     from luthier.jobs.clock import current_clock
     from luthier.jobs.desk.desk_service import DeskPlace, DeskService
     from luthier.jobs.desk.desk_words import desk_words, read_desk

@@ -135,7 +135,7 @@ def test_a_refusal_is_told_by_its_kind_and_the_services_own_code(status, headers
     assert (error.kind, error.provider_code) == (kind, code) and "m (HTTP" in str(error)
 
 
-@pytest.mark.parametrize("answer", [{}, {"id": None}, {"object": "list", "data": []}])
+@pytest.mark.parametrize("answer", [{}, {"id": None}, {"id": ""}, {"id": True}, {"object": "list", "data": []}])
 def test_an_answer_that_is_no_job_is_an_error_of_the_service(answer):
     with pytest.raises(ProviderError) as caught:
         read_wire_job(answer)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
+
+from luthier.jobs.provider_error import ProviderError
 
 
 def read_number(value: object) -> float | None:
@@ -16,6 +19,14 @@ def read_number(value: object) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
+
+
+def require_text(answer: Mapping[str, Any], name: str) -> str:
+    """Return a value without which an answer describes no job, as text. Raises `provider-protocol` if it is missing."""
+    value = answer.get(name)
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        raise ProviderError("protocol", f"the service's answer is no job, as it has no {name!r}", found=value)
+    return str(value)
 
 
 def read_time(value: object) -> float | None:

@@ -16,6 +16,7 @@ from luthier import (
     get_logger,
     read_number,
     read_time,
+    require_text,
 )
 
 from luthier_fireworks.offer import STATES
@@ -42,7 +43,7 @@ def read_job(answer: Mapping[str, Any]) -> JobStatus:
     progress, cost = answer.get("jobProgress") or {}, answer.get("estimatedCost") or {}
     created, finished = read_time(answer.get("createTime")), read_time(answer.get("completedTime"))
     return JobStatus(
-        remote_id=str(answer["name"]),
+        remote_id=require_text(answer, "name"),
         state=state,
         raw_state=raw_state,
         phase=phase,
@@ -61,7 +62,7 @@ def read_job(answer: Mapping[str, Any]) -> JobStatus:
 
 def tuned_model(answer: Mapping[str, Any]) -> str:
     """Return the full name of the model that a job makes: the requested one, or the job's own."""
-    name = str(answer["name"])
+    name = require_text(answer, "name")
     given = answer.get("outputModel") or (answer.get("trainingConfig") or {}).get("outputModel")
     given = str(given or name.rpartition("/")[2])
     return given if given.startswith("accounts/") else f"accounts/{name.split('/')[1]}/models/{given}"

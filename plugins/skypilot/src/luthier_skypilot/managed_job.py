@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from luthier import CostEstimate, JobState, JobStatus, drop_missing, sent_words
+from luthier import CostEstimate, JobState, JobStatus, drop_missing, require_text, sent_words
 
 from luthier_skypilot import Skypilot
 
@@ -65,11 +65,11 @@ def _run_command(folder: str, limit: int | None) -> str:
 
 def read_record(item: Mapping[str, Any], options: Skypilot) -> JobStatus:
     """Return the status that a record of the queue means."""
-    raw = str(item["status"])
+    raw = require_text(item, "status")
     state = STATES.get(raw, JobState.UNKNOWN)
     name = str(item.get("job_name") or item.get("task_name"))
     return JobStatus(
-        remote_id=str(item["job_id"]),
+        remote_id=require_text(item, "job_id"),
         state=state,
         raw_state=raw,
         phase=raw.lower() if raw in PHASES else None,

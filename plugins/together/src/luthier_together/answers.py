@@ -7,7 +7,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from luthier import JobEvent, JobMetrics, JobProgress, JobState, JobStatus, elapsed_seconds, read_number, read_time
+from luthier import (
+    JobEvent,
+    JobMetrics,
+    JobProgress,
+    JobState,
+    JobStatus,
+    elapsed_seconds,
+    read_number,
+    read_time,
+    require_text,
+)
 
 from luthier_together.offer import STATES
 
@@ -31,7 +41,7 @@ def read_job(answer: Mapping[str, Any]) -> JobStatus:
     started, updated = read_time(answer.get("started_at")), read_time(answer.get("updated_at"))
     created = read_time(answer.get("created_at"))
     return JobStatus(
-        remote_id=str(answer["id"]),
+        remote_id=require_text(answer, "id"),
         state=state,
         raw_state=raw_state,
         phase=phase,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from luthier import JobEvent, JobMetrics, JobState, JobStatus, elapsed_seconds, read_number, read_time
+from luthier import JobEvent, JobMetrics, JobState, JobStatus, elapsed_seconds, read_number, read_time, require_text
 
 from luthier_vertex.offer import SPECS, STATES
 
@@ -20,7 +20,7 @@ def read_job(answer: Mapping[str, Any]) -> JobStatus:
     state, phase = STATES.get(raw_state.removeprefix(PREFIX), (JobState.UNKNOWN, None))
     created, ended = read_time(answer.get("createTime")), read_time(answer.get("endTime"))
     return JobStatus(
-        remote_id=str(answer["name"]),
+        remote_id=require_text(answer, "name"),
         state=state,
         raw_state=raw_state,
         phase=phase or _phase(answer),

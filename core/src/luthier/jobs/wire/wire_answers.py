@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from luthier.jobs.answer_values import elapsed_seconds, read_number
-from luthier.jobs.provider_error import ProviderError
+from luthier.jobs.answer_values import elapsed_seconds, read_number, require_text
 from luthier.plugins.providing.job_records import JobEvent, JobMetrics, JobProgress, JobStatus
 from luthier.plugins.providing.job_state import JobState
 
@@ -27,8 +26,6 @@ LEVELS: Final = {"warn": "warning", "warning": "warning", "error": "error"}
 
 def read_wire_job(answer: Mapping[str, Any]) -> JobStatus:
     """Return a job's status; fields that are missing or null are None. Raises `provider-protocol` without an id."""
-    if not isinstance(answer.get("id"), (str, int)):
-        raise ProviderError("protocol", "the service's answer is no job, as it has no id", found=answer.get("id"))
     raw_state = str(answer.get("status"))
     state, phase = STATES.get(raw_state, (JobState.UNKNOWN, None))
     created, finished = read_number(answer.get("created_at")), read_number(answer.get("finished_at"))
@@ -36,7 +33,7 @@ def read_wire_job(answer: Mapping[str, Any]) -> JobStatus:
     numbers = (method.get(method.get("type") or "") or {}).get("hyperparameters") or answer.get("hyperparameters") or {}
     epochs = numbers.get("n_epochs")
     return JobStatus(
-        remote_id=str(answer["id"]),
+        remote_id=require_text(answer, "id"),
         state=state,
         raw_state=raw_state,
         phase=phase,
