@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 
 import pytest
 from luthier.builtin.workers.local_worker import is_worker_alive
+from luthier.cli.screen.jobs_view import draw_log
 from luthier.jobs.store.job_store import JobStore
+from rich.console import Console
 
 STEPS = 3
 
@@ -120,9 +123,30 @@ def test_providers_are_listed_shown_and_checked(luthier, folder):
 
 def test_an_estimate_names_each_provider_asked_for(luthier, folder):
     found = luthier("estimate", "r.yaml", "--at", "local", "--json").document["estimates"]
-    assert [(e["provider"], e["basis"]) for e in found] == [("local", "on this machine")]
+    assert [(e["provider"], e["amount"], e["refused"]) for e in found] == [("local", None, None)]
     assert luthier("estimate", "r.yaml").status == 0
     assert luthier("jobs", "--json").document["jobs"] == []
+
+
+def test_an_estimate_of_several_recipe_providers_is_refused(luthier, folder):
+    refused = luthier("estimate", "r.yaml", "--provider", "local", "--provider=ray", "--json")
+    assert (refused.document["error"]["code"], refused.document["error"]["where"]) == ("usage", "--provider")
+
+
+def test_the_options_that_a_provider_has_are_shown_with_their_defaults(luthier, folder):
+    shown = luthier("providers", "show", "local", "--json").document["known_options"]
+    assert {option["name"]: option["default"] for option in shown} == {"nproc_per_node": None}
+    assert "nproc_per_node" in luthier("providers", "show", "local").stdout
+
+
+def test_the_log_of_a_job_without_events_says_how_it_ended(luthier, folder):
+    assert luthier("submit", "r.yaml", "--wait").status == 0
+    store = JobStore(folder / "store")
+    (job,) = store.list_jobs()
+    store.close()
+    screen = Console(file=StringIO(), width=80)
+    draw_log(screen, job, [], [])
+    assert job.state.value in screen.file.getvalue()
 
 
 def test_a_provider_is_asked_with_options_of_its_own(luthier):

@@ -101,7 +101,7 @@ def logs(
 ) -> Any:
     """Show a job's events; with -f also new ones. Ctrl-C leaves the job running."""
     from luthier.cli.screen.follow_job import leaving_alone
-    from luthier.cli.screen.jobs_view import draw_events, event_line
+    from luthier.cli.screen.jobs_view import draw_events, draw_log, event_line
     from luthier.plugins.providing.job_records import to_plain_data
 
     with _managing() as manager:
@@ -117,7 +117,7 @@ def logs(
             shown = []
     rest = [] if shown or (follow and not record.is_final) else events
     return Answer(document={"events": [to_plain_data(event) for event in events]},
-                  view=lambda screen: draw_events(screen, rest))  # fmt: skip
+                  view=lambda screen: draw_log(screen, record, events, rest))  # fmt: skip
 
 
 def cancel(job: Name, *, json: Json = False) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,9 @@ from luthier.cli.screen.flags import Json
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from luthier.plugins.options import Described
     from luthier.plugins.providing.job_records import Capabilities
 
 Name = Annotated[str, typer.Argument(metavar="PROVIDER", help="The provider's name.", autocompletion=complete_provider)]
@@ -43,21 +47,28 @@ def providers(context: typer.Context, json: Json = False) -> Any:
 
 @app.command()
 def show(name: Name, *, model: ModelName = "", option: Given = None, json: Json = False) -> Any:
-    """Show what a provider offers: methods, bounds, models, prices."""
+    """Show what a provider offers: options, methods, bounds, models, prices."""
+    from luthier.cli.screen.options_table import to_dict
     from luthier.jobs.restoring import make_provider
     from luthier.jobs.sync_twins import run_plainly
+    from luthier.plugins.options import describe_options
     from luthier.plugins.providing.job_records import to_plain_data
+    from luthier.plugins.registry import installed_plugins
 
     ready = make_provider(_named_provider(name, option))
     capabilities = run_plainly(ready.part.capabilities(model))
+    plugins = installed_plugins()
+    described = describe_options(plugins.options(plugins.get("provider", ready.name)))
     document = {
         "name": ready.name,
         "scope": ready.part.scope(),
         "options": ready.options,
+        "known_options": [to_dict(option) for option in described],
         **to_plain_data(capabilities),
     }
     return Answer(
-        document=document, view=lambda screen: _draw_offer(screen, ready.name, ready.part.scope(), capabilities)
+        document=document,
+        view=lambda screen: _draw_offer(screen, ready.name, ready.part.scope(), capabilities, described),
     )
 
 
@@ -120,8 +131,9 @@ def _draw_list(screen: Any, providers: list[dict[str, Any]]) -> None:
     screen.print(table)
 
 
-def _draw_offer(screen: Any, name: str, scope: str, offer: Capabilities) -> None:
-    from luthier.cli.screen.tables import draw_section, pairs_table, plain_table
+def _draw_offer(screen: Any, name: str, scope: str, offer: Capabilities, described: Sequence[Described]) -> None:
+    from luthier.cli.screen.options_table import options_table
+    from luthier.cli.screen.tables import draw_section, pairs_table
 
     rows = {
         "address": scope or None,
@@ -131,21 +143,32 @@ def _draw_offer(screen: Any, name: str, scope: str, offer: Capabilities) -> None
         "models": ", ".join(offer.known_models) or None,
     }
     draw_section(screen, name, pairs_table(rows))
+    draw_section(screen, "Options", options_table(described))
     for notice in offer.notices:
-        screen.print(f"notice: {notice}", style="yellow", soft_wrap=True)
+        screen.print(f"notice: {notice}\n", style="yellow", soft_wrap=True)
     if offer.settings:
-        table = plain_table("setting", "bounds", "remark")
-        for setting, rule in offer.settings.items():
-            bounds = [
-                f"≥ {rule.low:g}" if rule.low is not None else "",
-                f"≤ {rule.high:g}" if rule.high is not None else "",
-            ]
-            choices = ", ".join(map(str, rule.choices or ()))
-            table.add_row(setting, " ".join(filter(None, [*bounds, choices])), rule.remark or "")
-        draw_section(screen, "Settings that are sent", table)
+        draw_section(screen, "Settings that are sent", _settings_table(offer))
     if offer.prices:
-        table = plain_table("model", "method", "adapter", ">for a million tokens", "list of")
-        for price in offer.prices:
-            amount = f"{price.amount:g} {price.currency}"
-            table.add_row(price.model, price.method or "any", price.adapter or "any", amount, price.date)
-        draw_section(screen, "Prices", table)
+        draw_section(screen, "Prices", _prices_table(offer))
+
+
+def _settings_table(offer: Capabilities) -> Table:
+    from luthier.cli.screen.tables import plain_table
+
+    table = plain_table("setting", "bounds", "remark")
+    for setting, rule in offer.settings.items():
+        low = f"≥ {rule.low:g}" if rule.low is not None else ""
+        high = f"≤ {rule.high:g}" if rule.high is not None else ""
+        choices = ", ".join(map(str, rule.choices or ()))
+        table.add_row(setting, " ".join(filter(None, (low, high, choices))), rule.remark or "")
+    return table
+
+
+def _prices_table(offer: Capabilities) -> Table:
+    from luthier.cli.screen.tables import plain_table
+
+    table = plain_table("model", "method", "adapter", ">for a million tokens", "list of")
+    for price in offer.prices:
+        amount = f"{price.amount:g} {price.currency}"
+        table.add_row(price.model, price.method or "any", price.adapter or "any", amount, price.date)
+    return table

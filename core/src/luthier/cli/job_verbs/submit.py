@@ -10,6 +10,7 @@ import typer
 from luthier.cli.screen.answers import Answer, make_console
 from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel
 from luthier.cli.screen.recipe_arguments import Help, Sets, own_flags, show_help, split_words
+from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
     from luthier.jobs.making.preparing import PreparedJob
@@ -75,6 +76,7 @@ def estimate(
 
     if help_:
         show_help(context, ESTIMATE)
+    _refuse_several(context.args)
     reading, manager = read_words(context, sets), Manager()
     try:
         names: list[str | None] = [*at] if at else [None]
@@ -82,6 +84,13 @@ def estimate(
     finally:
         manager.close()
     return Answer(document={"estimates": estimates}, view=lambda screen: draw_estimates(screen, estimates))
+
+
+def _refuse_several(words: Sequence[str]) -> None:
+    """Raise `usage` where `--provider`, which sets the recipe's one provider, is given for several to compare."""
+    if sum(word.partition("=")[0] == "--provider" for word in words) > 1:
+        problem, remedy = "it sets the recipe's one provider", "Name each provider to compare with --at."
+        raise LuthierError("usage", problem, where="--provider", remedy=remedy)
 
 
 def read_words(context: typer.Context, sets: Sequence[str] | None) -> Reading:
@@ -113,7 +122,7 @@ async def _estimated(manager: Any, reading: Reading, name: str | None, max_cost:
     """Return one line of the table: what a provider would charge for the recipe, or why it refuses."""
     import attrs
 
-    from luthier.errors import LuthierError
+    from luthier.cli.screen.jobs_view import NO_PRICE
     from luthier.jobs.making.preparing import plain_findings
     from luthier.jobs.restoring import make_provider
 
@@ -127,5 +136,6 @@ async def _estimated(manager: Any, reading: Reading, name: str | None, max_cost:
         prepared = await manager.prepare(reading, provider=name, max_cost=max_cost)
     except LuthierError as error:
         return {**line, "refused": error.line}
-    cost = {"basis": "on this machine"} if prepared.cost is None else attrs.asdict(prepared.cost)
+    place = ready.part.scope() or ready.name
+    cost = {"basis": f"{NO_PRICE}: it runs on {place}"} if prepared.cost is None else attrs.asdict(prepared.cost)
     return {**line, **cost, "findings": plain_findings(prepared.findings)}

@@ -26,7 +26,8 @@ STYLES: Final = {
     "completed": "green", "running": "cyan", "pending": "cyan", "unknown": "yellow", "failed": "red",
     "canceled": "yellow",
 }  # fmt: skip
-FIRST_TO_GO: Final = ("service's id", "method", "provider", "age")  # columns of a terminal that is too narrow
+FIRST_TO_GO: Final = ("service's id", "method", "age", "provider")  # columns of a terminal that is too narrow
+NO_PRICE: Final = "no price"  # the beginning of an estimate's basis where no service charges for the job
 AGES: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
@@ -61,7 +62,7 @@ def draw_job(screen: Console, job: Job, progress: JobProgress | None = None, met
         "provider": f"{job.spec.provider} ({job.spec.scope})" if job.spec.scope else job.spec.provider,
         "state": job.state.value + (f" ({job.raw_state})" if job.raw_state else ""),
         "phase": job.phase or (None if job.remote_id else job.stage.value),
-        "reason": job.reason,
+        "reason": job.reason or ("its cancellation was asked for" if _is_leaving(job) else None),
         "service's id": job.remote_id,
         "model": job.spec.model,
         "result": status.result_model if status else None,
@@ -71,7 +72,13 @@ def draw_job(screen: Console, job: Job, progress: JobProgress | None = None, met
     if job.state == "completed":
         draw_commands(screen, "Next", [f"luthier download {job.id}"])
     elif not job.is_final:
-        draw_commands(screen, "Next", [f"luthier attach {job.id}", f"luthier cancel {job.id}"])
+        verbs = ("attach",) if _is_leaving(job) else ("attach", "cancel")
+        draw_commands(screen, "Next", [f"luthier {verb} {job.id}" for verb in verbs])
+
+
+def _is_leaving(job: Job) -> bool:
+    """Return True for a job whose end was asked for and has not come."""
+    return job.cancel_requested is not None and not job.is_final
 
 
 def draw_submitted(screen: Console, job: Job) -> None:
@@ -83,6 +90,14 @@ def draw_events(screen: Console, events: Sequence[JobEvent]) -> None:
     """Draw a line for each event."""
     for event in events:
         screen.print(event_line(event), soft_wrap=True)
+
+
+def draw_log(screen: Console, job: Job, events: Sequence[JobEvent], fresh: Sequence[JobEvent]) -> None:
+    """Draw the `fresh` ones of a job's events; where it has none at all, its state and the reason."""
+    draw_events(screen, fresh)
+    if not events:
+        reason = f": {job.reason}" if job.reason else ""
+        screen.print(f"There are no events of this job; it is {job.state.value}{reason}", soft_wrap=True)
 
 
 def event_line(event: JobEvent) -> str:
@@ -112,7 +127,7 @@ def draw_estimates(screen: Console, lines: Sequence[Mapping[str, Any]]) -> None:
             if line["amount"] is None
             else f"{line['amount']:.2f} {line['currency']}"
         )
-        if line["basis"] == "on this machine":
+        if (line["basis"] or "").startswith(NO_PRICE):
             price = "none"
         tokens = "-" if line["tokens"] is None else f"{line['tokens']:,}"
         table.add_row(

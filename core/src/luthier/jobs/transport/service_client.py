@@ -184,7 +184,7 @@ class ServiceClient:
             check_address(address, "download link")
         client, link = (self._bare, address) if bare else (self._client, f"{self.base_url}{address}")
         given = {**({} if bare else self._revealed()), **(headers or {})}
-        with _Translated(where):
+        with _Translated(where, "" if bare else self.base_url):
             async with (
                 self._pace.take_turn(),
                 client.stream(method, link, params=params, json=post, headers=given, timeout=FILE_TIMES) as answer,
@@ -206,7 +206,7 @@ class ServiceClient:
         files = files or call.parts
         times = FILE_TIMES if files else TIMES
         async with self._pace.take_turn():
-            with _Translated(self._where(call.method, call.path)):
+            with _Translated(self._where(call.method, call.path), self.base_url):
                 answer = await self._client.request(
                     call.method, link, params=call.params, json=call.json, content=call.content, data=call.form,
                     files=files, headers=headers, timeout=times,
@@ -247,8 +247,8 @@ class ServiceClient:
 class _Translated:
     """A context that turns the library's errors into ours: not sent (`network`), or perhaps carried out (`lost`)."""
 
-    def __init__(self, where: str) -> None:
-        self._where = where
+    def __init__(self, where: str, address: str = "") -> None:
+        self._where, self._address = where, address
 
     def __enter__(self) -> None:
         return None
@@ -261,7 +261,8 @@ class _Translated:
         if isinstance(error, httpx.HTTPError):
             sent = "network" if isinstance(error, UNSENT) else "lost"
             description = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            raise ProviderError(sent, description, where=self._where) from None
+            place = f" ({redact_link(self._address)})" if self._address else ""
+            raise ProviderError(sent, f"{description}{place}", where=self._where) from None
 
 
 @cache
