@@ -10,7 +10,8 @@ import torch
 from luthier import LuthierError
 from luthier.runs.writing.active_run import Interrupted
 from luthier.testing import expect_error
-from luthier.testing.worlds import save_tiny_model
+from luthier.testing.worlds import SHAPE, save_tiny_model
+from transformers import AutoModelForCausalLM, FalconConfig
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,53 @@ def test_a_teacher_of_another_width_is_refused_before_the_first_step(train, tmp_
     assert last < first
 
 
+RELATED = {"name": "distill", "attention_weight": 5.0}
+
+
+def test_attention_of_another_width_and_depth_is_learned(train, tmp_path):
+    wide = str(save_tiny_model(tmp_path / "wide", hidden_size=64, num_hidden_layers=3, num_attention_heads=8, seed=5))
+    given = {"loss": RELATED, "teacher": wide, "max_steps": 3, "learning_rate": 3e-3, "quantizer": "nf4"}
+    run = train(**given)
+    first, *_, last = [line["attention_divergence"] for line in logged(run) if "attention_divergence" in line]
+    assert last < first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"torch_compile": True}])
+def test_relations_are_the_same_where_layers_are_computed_again_or_passes_compiled(train, teacher, tmp_path, changes):
+    given = {"loss": RELATED, "teacher": teacher, "max_steps": 3, "learning_rate": 3e-3}
+    plain = train(**given, output_dir=tmp_path / "plain")
+    changed = train(**given, **changes, output_dir=tmp_path / "changed")
+    assert changed.loss_history == pytest.approx(plain.loss_history, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "place"),
+    [
+        ("falcon", {}, "FalconForCausalLM"),
+        ("llama", {"relation_heads": 5}, "Distill.relation_heads"),
+        ("llama", {"teacher_attention_layers": [7]}, "Distill.teacher_attention_layers"),
+    ],
+)
+def test_relations_that_a_teacher_cannot_give_are_refused_before_the_first_step(
+    train, tmp_path, architecture, options, place
+):
+    other = str(save_tiny_model(tmp_path / "other", seed=5))
+    if architecture == "falcon":  # it computes attention by itself
+        config = FalconConfig(**SHAPE)
+        AutoModelForCausalLM.from_config(config).save_pretrained(other)
+    with pytest.raises(LuthierError) as caught:
+        train(loss=RELATED | options, teacher=other)
+    assert caught.value.where == place
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_plan_counts_the_relations(model_folder, teacher, rows):
+    given = {"model": str(model_folder), "data": rows, "teacher": teacher, "global_batch_size": 24}
+    plain, related = (luthier.plan(**given, loss=loss).memory for loss in ("distill", RELATED))
+    assert related["activations"] > plain["activations"]
+
+
 CACHED = {"loss": {"name": "distill", "top_k": 8, "temperature": 2.0}, "max_steps": 3, "save_steps": 1}
 
 
@@ -119,7 +167,7 @@ def test_a_cache_of_another_teacher_is_refused(train, tmp_path):
         train(**given)
 
 
-@pytest.mark.parametrize("options", [{}, {"top_k": 8, "hidden_weight": 1.0}])
+@pytest.mark.parametrize("options", [{}, {"top_k": 8, "hidden_weight": 1.0}, {"top_k": 8, "attention_weight": 1.0}])
 def test_a_cache_is_refused_where_the_loss_reads_more_of_the_teacher(train, teacher, options, tmp_path):
     with expect_error("recipe-conflict", "teacher_cache"):
         train(loss={"name": "distill", **options}, teacher=teacher, teacher_cache=True, max_steps=1)

@@ -11,6 +11,15 @@ EXAMPLES = [
     Distill(hidden_weight=0.5),
     Distill(hidden_weight=2.0, hidden_distance="mse", hidden_layers=[0, 1], teacher_layers=[1, -1]),
     Distill(hidden_weight=2.0, hidden_distance="relation"),
+    Distill(attention_weight=0.5),
+    Distill(
+        attention_weight=2.0,
+        attention_relations=["query_key", "value"],
+        relation_heads=1,
+        attention_layers=[0, 1],
+        teacher_attention_layers=[1, -1],
+        hidden_weight=0.5,
+    ),
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import attrs
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from luthier.data.batches.batch import Batch, chain_of
 from luthier.errors import LuthierError
 from luthier.model.attention import document_arguments, documents_told
+from luthier.model.attention.recorded_inputs import Inputs, record_inputs
 from luthier.model.recurrent import separation_reason, state_of, takes_attention
 from luthier.plugins.completion import add_defaults
 from luthier.plugins.contracts.protocols import Adapter
@@ -25,6 +26,8 @@ class BodyOutput:
     states: Tensor  # [T, H], what the head reads
     layers: tuple[Tensor, ...]  # [T, H] before the first layer and after each; empty if nobody asked for them
     routers: tuple[Tensor, ...]  # [T, experts] of each sparse layer; empty if nobody asked for them
+    attention: dict[int, Inputs]  # [T, heads, d] each, of the `asked` layers that attend
+    asked: frozenset[int]  # the layers whose attention was to be kept
 
 
 class Body:
@@ -44,13 +47,19 @@ class Body:
         """Number of positions that the adapter takes before each document that continues none."""
         return self.prefix_rows + (0 if self.adapter is None else self.adapter.virtual_tokens())
 
-    def run(self, batch: Batch, *, layers: bool = False, routers: bool = False) -> BodyOutput:
-        """Return the output for each token of the batch; `layers` and `routers` say what else is wanted."""
+    def run(
+        self, batch: Batch, *, layers: bool = False, routers: bool = False, attention: frozenset[int] = frozenset()
+    ) -> BodyOutput:
+        """Return the output for each token of the batch, with what else is wanted.
+
+        `attention` has the numbers of the layers whose queries, keys and values are kept.
+        """
         prepared = batch if self.adapter is None else prepare_batch(self.adapter, batch)
         if self.prefix_rows:
             prepared = attrs.evolve(prepared, position_ids=prepared.position_ids + self.prefix_rows)
         parts = _split_apart(prepared) if self.is_apart and prepared.num_documents > 1 else [(prepared, None)]
-        answers = [self._call(part, layers, routers) for part, _ in parts]
+        with_inputs = [self._call_recorded(part, layers, routers, attention) for part, _ in parts]
+        answers, recorded = [answer for answer, _ in with_inputs], [inputs for _, inputs in with_inputs]
         places = _merge_places([tokens for _, tokens in parts], prepared, batch)
 
         def gather(tensors: Sequence[Tensor]) -> Tensor:
@@ -64,6 +73,8 @@ class Body:
             states=gather([answer.last_hidden_state[0] for answer in answers]),
             layers=tuple(gather([own[0] for own in layer]) for layer in zip(*hidden, strict=True)),
             routers=tuple(gather(layer) for layer in zip(*routed, strict=True)),
+            attention={layer: _map_inputs(gather, [part[layer] for part in recorded]) for layer in recorded[0]},
+            asked=attention,
         )
 
     def _count_prefix(self, adapter: Adapter) -> int:
@@ -72,6 +83,13 @@ class Body:
             problem = f"{type(self.model).__name__} computes attention by itself, and takes no prefixes"
             raise LuthierError("model-architecture", problem, remedy="Choose another adapter or model.")
         return rows
+
+    def _call_recorded(
+        self, batch: Batch, layers: bool, routers: bool, attention: frozenset[int]
+    ) -> tuple[Any, dict[int, Inputs]]:
+        """Return the body's answer, and what the layers in `attention` attended with."""
+        with record_inputs(attention) as inputs:
+            return self._call(batch, layers, routers), inputs
 
     def _call(self, batch: Batch, layers: bool, routers: bool) -> Any:
         arguments = document_arguments(batch)
@@ -88,6 +106,12 @@ class Body:
             inputs = {"inputs_embeds": batch.embeddings[None].to(self.model.dtype)}
         with documents_told(arguments):
             return self.module(**inputs, position_ids=batch.position_ids[None], use_cache=False, **arguments)
+
+
+def _map_inputs(gather: Callable[[Sequence[Tensor]], Tensor], parts: Sequence[Inputs]) -> Inputs:
+    """Return queries, keys and values gathered from those of the parts."""
+    queries, keys, values = zip(*parts, strict=True)
+    return gather(queries), gather(keys), gather(values)
 
 
 def prepare_batch(adapter: Adapter, batch: Batch) -> Batch:

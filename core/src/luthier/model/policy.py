@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from luthier.data.batches.batch import Batch
 from luthier.errors import LuthierError
+from luthier.model.attention.recorded_inputs import Inputs
 from luthier.model.body import Body, BodyOutput
 from luthier.model.head.scorer import CHUNK, Scorer
 from luthier.plugins.contracts.policy_protocol import Policy
@@ -36,6 +37,7 @@ class ModelPolicy:
         self._output: BodyOutput | None = None
         self._generators: Any = None  # the random states at the start of the body's pass
         self._keeps_layers = False  # True once a loss asks for hidden states, which every pass then returns
+        self._keeps_attention: set[int] = set()  # the layers whose attention a loss has asked about, likewise
         self._answer_type: Any = None
         self.others: dict[str, Any] = {}  # the reference and the teacher, if the recipe names them
 
@@ -73,7 +75,7 @@ class ModelPolicy:
     def states(self, batch: Batch) -> Tensor:
         if self._batch is not batch:
             self._generators = _random_states(self.model.device)
-            self._keep(batch, self._keeps_layers)
+            self._keep(batch)
         assert self._output is not None
         return self._output.states
 
@@ -82,15 +84,23 @@ class ModelPolicy:
             return self._call_head(states)
 
     def hidden(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
-        last = self.states(batch)
         if all(layer == -1 for layer in layers):
-            return [last for _ in layers]
-        if self._output is None or not self._output.layers:
-            self._keeps_layers = True
-            with _drawing_again(self._generators, self.model.device):  # draws the same dropout as the pass before
-                self._keep(batch, layers=True)
-        states = cast(BodyOutput, self._output).layers  # as kept from that pass
+            return [self.states(batch) for _ in layers]
+        self._keeps_layers = True
+        states = self._complete_output(batch, lambda output: bool(output.layers)).layers
         return [states[layer] for layer in layers]
+
+    def attention_inputs(self, batch: Batch, layers: Sequence[int]) -> list[Inputs]:
+        numbers = list(range(self.model.config.get_text_config().num_hidden_layers))
+        wanted = [numbers[layer] for layer in layers]
+        self._keeps_attention |= set(wanted)
+        passed = self._complete_output(batch, lambda output: output.asked >= set(wanted))
+        for layer in wanted:
+            if layer not in passed.attention:
+                problem = f"it does not give the queries, keys and values of layer {layer}"
+                remedy = f"Layers that give them: {sorted(passed.attention) or 'none'}. Choose one, or another model."
+                raise LuthierError("part-unsupported", problem, where=type(self.model).__name__, remedy=remedy)
+        return [passed.attention[layer] for layer in wanted]
 
     def score(self, batch: Batch) -> Tensor:
         head = getattr(self.model, "score", None)
@@ -144,10 +154,20 @@ class ModelPolicy:
         with _answering(self.body.module, answer), inner:
             return self.model(input_ids=placeholder, use_cache=False, **routers).logits[0]
 
-    def _keep(self, batch: Batch, layers: bool) -> None:
-        """Run the body over the batch and keep its answer; `layers`: with every layer's hidden states."""
+    def _complete_output(self, batch: Batch, is_complete: Callable[[BodyOutput], bool]) -> BodyOutput:
+        """Return the body's output; where its pass kept too little, that of another one with the same dropout."""
+        self.states(batch)
+        if not is_complete(cast(BodyOutput, self._output)):
+            with _drawing_again(self._generators, self.model.device):
+                self._keep(batch)
+        return cast(BodyOutput, self._output)  # of that pass
+
+    def _keep(self, batch: Batch) -> None:
+        """Run the body over the batch, and keep its answer with all that a loss has asked for by now."""
         with self._mode():
-            self._output = self.body.run(batch, layers=layers, routers=self.want_routers)
+            self._output = self.body.run(
+                batch, layers=self._keeps_layers, routers=self.want_routers, attention=frozenset(self._keeps_attention)
+            )
         self._answer_type = self._output.kind  # outlives `forget`, because backward calls the head again
         self._batch = batch
 

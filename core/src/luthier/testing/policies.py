@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from luthier.data.batches.batch import Batch
+from luthier.data.batches.batch import Batch, chain_of
 from luthier.errors import LuthierError
 
 CHUNK: Final = 4  # positions per call of map_logits: few, to expose a function that needs all at once
@@ -20,7 +20,8 @@ class TablePolicy:
 
     Results have the table's dtype (float64 for exact gradients). `reference` and `teacher` are other tables, each row
     computed from the same row, so that a part of the batch has a part of them. `asked` lists each [T] that
-    `token_logprobs` returned, with its gradient; `sources` are the rows that predict labels requested by `labels=`.
+    `token_logprobs` returned, with its gradient; `sources` are the rows that predict labels requested by `labels=`, and
+    those that attention reads.
     `others` says which of "reference" and "teacher" exist.
     """
 
@@ -69,6 +70,14 @@ class TablePolicy:
     def hidden(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
         return [self.logits @ self._projection(layer) for layer in layers]
 
+    def attention_inputs(self, batch: Batch, layers: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return queries [T, 4, 2], keys [T, 2, 2] and values [T, 2, 2] of each layer.
+
+        All tokens before one that predicts a label become `sources`, because attention reads their keys and values.
+        """
+        self.sources.update(_attended_tokens(batch))
+        return [self._attention_inputs(layer) for layer in layers]
+
     def score(self, batch: Batch) -> Tensor:
         return self.logits[batch.document_starts[1:] - 1, 0]
 
@@ -89,10 +98,27 @@ class TablePolicy:
         """Return [S, V], the logits that predict each supervised label."""
         return self.logits[batch.previous[batch.supervised]]
 
+    def _attention_inputs(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = (self.logits @ self._projection(100 * kind + layer) for kind in (1, 2, 3))
+        return query.unflatten(-1, (4, 2)), key[:, :4].unflatten(-1, (2, 2)), value[:, :4].unflatten(-1, (2, 2))
+
     def _projection(self, layer: int) -> Tensor:
         """Return a fixed random matrix [V, WIDTH] for a layer."""
         random = torch.Generator().manual_seed(1000 + layer)
         return torch.randn(self.logits.shape[-1], WIDTH, generator=random, dtype=self.logits.dtype)
+
+
+def _attended_tokens(batch: Batch) -> set[int]:
+    """Return the tokens that those which predict a label attend to."""
+    starts, links = batch.document_starts.tolist(), batch.continues.tolist()
+    owners = batch.document_ids().tolist()
+    attended: set[int] = set()
+    for source in batch.previous[batch.supervised].tolist():
+        *before, own = chain_of(links, owners[source])
+        attended.update(range(starts[own], source + 1))
+        for document in before:
+            attended.update(range(starts[document], starts[document + 1]))
+    return attended
 
 
 def _scattered(values: Tensor, positions: Tensor, batch: Batch) -> Tensor:

@@ -7,31 +7,35 @@ from luthier import Batch, LossOutput, Policy
 from torch import Tensor
 
 from luthier_distill import Distill
+from luthier_distill.attention_relations import sum_attention
 from luthier_distill.divergences import DIVERGENCES, likeliest
 from luthier_distill.hidden_states import sum_distances, widen
 
 
 class DistillLoss:
-    """The weighted sum of three costs of each supervised token.
+    """The weighted sum of four costs of each supervised token.
 
-    They are temperature^2 * divergence(teacher, policy), -ce_weight * log p(label), and hidden_weight * distance of the
-    hidden states that predict the token. The logits of both models exist for a chunk of positions at a time, and are
-    computed again in the backward pass.
+    They are temperature^2 * divergence(teacher, policy), -ce_weight * log p(label), hidden_weight * distance of the
+    hidden states that predict the token, and attention_weight * divergence of that position's relations. The logits of
+    both models exist for a chunk of positions at a time, and are computed again in the backward pass.
     """
 
     data = "tokens"
 
     def __init__(self, options: Distill) -> None:
         self.options = options
-        is_partial = options.top_k is not None and not options.hidden_weight
+        is_partial = options.top_k is not None and not options.hidden_weight and not options.attention_weight
         self.teacher_reads = (options.top_k, options.temperature) if is_partial else None
 
     def terms(self, batch: Batch) -> dict[str, float]:
         weight = float(batch.token_weights[batch.supervised].sum(dtype=torch.float64))
-        added = {"cross_entropy": self.options.ce_weight, "hidden": self.options.hidden_weight}
+        options = self.options
+        added = {"cross_entropy": options.ce_weight, "hidden": options.hidden_weight,
+                 "attention": options.attention_weight}  # fmt: skip
         return {"divergence": weight, **{name: weight for name, factor in added.items() if factor}}
 
     def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
+        distances = self._measure_layers(policy, batch)
         token_terms = policy.map_logits(batch, self._compare, other=policy.teacher())  # [T, 3]
         divergence, likelihood, agreement = (token_terms * batch.token_weights[:, None].to(token_terms)).sum(0)
         sums = {"divergence": divergence}
@@ -39,11 +43,24 @@ class DistillLoss:
             sums["cross_entropy"] = -self.options.ce_weight * likelihood
         weight = self.terms(batch)["divergence"]
         metrics = {"nll": (-likelihood.detach(), weight), "teacher_agreement": (agreement.detach(), weight)}
-        if self.options.hidden_weight:
-            distance = sum_distances(self.options, policy, batch)
-            sums["hidden"] = self.options.hidden_weight * distance
-            metrics["hidden_distance"] = (distance.detach(), weight)
+        for term, (factor, metric, distance) in distances.items():
+            sums[term] = factor * distance
+            metrics[metric] = (distance.detach(), weight)
         return LossOutput(sums=sums, metrics=metrics)
+
+    def _measure_layers(self, policy: Policy, batch: Batch) -> dict[str, tuple[float, str, Tensor]]:
+        """Return for each term of layers its weight, its metric and its sum.
+
+        It comes before the logits, so that a single pass of each body keeps what is compared.
+        """
+        options, measured = self.options, {}
+        if options.hidden_weight:
+            distance = sum_distances(options, policy, batch)
+            measured["hidden"] = (options.hidden_weight, "hidden_distance", distance)
+        if options.attention_weight:
+            divergence = sum_attention(options, policy, batch)
+            measured["attention"] = (options.attention_weight, "attention_divergence", divergence)
+        return measured
 
     def _compare(self, own: Tensor, labels: Tensor, theirs: Tensor) -> Tensor:
         """Return [C, 3] from logits [C, V]: divergence, log p(label), and 1 if both rank the same token first."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from luthier import Batch, Policy
 from torch import Tensor
@@ -26,7 +28,51 @@ def plain_sums(options: Distill, policy: Policy, batch: Batch) -> dict[str, Tens
             sums["cross_entropy"] = sums["cross_entropy"] - options.ce_weight * weight * likelihood
     if options.hidden_weight:
         sums["hidden"] = options.hidden_weight * _hidden(options, policy, batch)
+    if options.attention_weight:
+        sums["attention"] = options.attention_weight * sum_plain_relations(options, policy, batch)
     return sums
+
+
+def sum_plain_relations(options: Distill, policy: Policy, batch: Batch) -> Tensor:
+    """Return the weighted divergence of attention relations, one token, layer, relation and head at a time."""
+    own_layers, their_layers = options.related_layers
+    own = policy.attention_inputs(batch, own_layers)
+    pairs = list(zip(own, policy.teacher().attention_inputs(batch, their_layers), strict=True))
+    total = own[0][0].double().sum() * 0
+    for position in batch.supervised.tolist():
+        source = int(batch.previous[position])
+        seen = _seen(batch, source)
+        for mine, other in pairs:
+            heads = options.relation_heads or math.gcd(mine[1].shape[1], other[1].shape[1])
+            for kind in options.compared_relations:
+                student, teacher = (_relations(side, kind, heads, source, seen) for side in (mine, other))
+                divergence = (teacher * (teacher.log() - student.log())).sum() / heads
+                total = total + batch.token_weights[position] * divergence / len(pairs)
+    return total
+
+
+def _seen(batch: Batch, source: int) -> list[int]:
+    """Return the places of the tokens up to this one, in its document and those that the document continues."""
+    document = int(batch.document_ids()[source])
+    seen = list(range(int(batch.document_starts[document]), source + 1))
+    while (document := int(batch.continues[document])) >= 0:
+        seen = [*range(*batch.document_starts[document : document + 2].tolist()), *seen]
+    return seen
+
+
+def _relations(inputs: tuple[Tensor, Tensor, Tensor], kind: str, heads: int, source: int, seen: list[int]) -> Tensor:
+    """Return [heads, L]: the relations of the token at `source` to those at the places `seen`."""
+    query, key, value = (tensor.double() for tensor in inputs)
+    group = query.shape[1] // key.shape[1]
+    grouped = torch.stack([key[:, head // group] for head in range(query.shape[1])], dim=1)
+    left, right = {"query": (query, query), "key": (key, key), "value": (value, value), "query_key": (query, grouped)}[
+        kind
+    ]
+    rows = []
+    for head in range(heads):
+        one, other = (side.reshape(len(side), -1).chunk(heads, dim=-1)[head] for side in (left, right))
+        rows.append((other[seen] @ one[source] / math.sqrt(one.shape[-1])).softmax(-1))
+    return torch.stack(rows)
 
 
 def _hidden(options: Distill, policy: Policy, batch: Batch) -> Tensor:

@@ -15,6 +15,7 @@ from luthier.logs import get_logger
 from luthier.model.attention.document_masks import Document, aside_documents, cut_documents, make_buckets
 from luthier.model.attention.plain import attend_singly
 from luthier.model.attention.products import Products
+from luthier.model.attention.recorded_inputs import keep_inputs
 from luthier.model.attention.score_blocks import Rule
 from luthier.model.attention.varlen import Kernels, attend_at_once, installed_kernels
 from luthier.model.operations.signatures import active_operations
@@ -58,9 +59,9 @@ def attend_documents(
 
     A document sees the documents that it continues, too, and a prefix. Raises where it is not told the documents.
     """
-    if "cu_seq_lens_k" not in arguments:
-        arguments = {**arguments, **aside_documents()}
+    arguments = arguments if "cu_seq_lens_k" in arguments else {**arguments, **aside_documents()}
     starts = _known_starts(query, key, attention_mask, arguments)
+    keep_inputs(module, query, key, value)
     key, value = _prefixed(module, key, value, arguments.get("prefixes"))
     continues = arguments.get("continues")
     links = None if continues is None else tuple(continues.tolist())

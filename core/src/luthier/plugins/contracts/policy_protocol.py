@@ -47,6 +47,15 @@ class Policy(Protocol):
         """Return the hidden states [T, H] after each of `layers`; -1 is what the head reads."""
         ...
 
+    def attention_inputs(self, batch: Any, layers: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return the queries, keys and values with which each of `layers` attends; -1 is the last layer.
+
+        Queries are [T, heads, d], keys [T, key-value heads, d] and values [T, key-value heads, d'], after projections,
+        norms and rotary positions, with the adapter's share and without virtual tokens and prefixes. Raises
+        `IndexError` for a layer that does not exist, and `part-unsupported` for one that gives none.
+        """
+        ...
+
     def score(self, batch: Any) -> Tensor:
         """Return the output of a scalar head at the last token of each document, [D] float32."""
         ...

@@ -78,6 +78,9 @@ class CachedReference:
     def hidden(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
         raise _refused("hidden")
 
+    def attention_inputs(self, batch: Batch, layers: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        raise _refused("attention_inputs")
+
     def score(self, batch: Batch) -> Tensor:
         raise _refused("score")
 

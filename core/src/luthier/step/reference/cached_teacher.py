@@ -66,6 +66,9 @@ class CachedTeacher(CachedReference):
     def hidden(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
         raise _not_kept("hidden states")
 
+    def attention_inputs(self, batch: Batch, layers: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        raise _not_kept("queries, keys and values")
+
 
 def keep_top(logits: Tensor, count: int, temperature: float) -> Tensor:
     """Return [C, 2 * count + 1] of logits [C, V]: the largest log-probabilities, their places, and the others' sum.
