@@ -1,5 +1,8 @@
 """Ternary weights and int8 activations against their references: codes, scales, values, gradients."""
 
+import ctypes
+import shutil
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,9 +14,10 @@ from luthier_kernels import (
     quantize_activations,
     quantize_ternary,
 )
-from luthier_kernels.native import has_native
-from luthier_kernels.ternary import activations, linear, quantize
+from luthier_kernels.native import build, has_native
+from luthier_kernels.ternary import activations, integers, linear, quantize
 from luthier_kernels.ternary.groups import check_granularity, spread_scales
+from luthier_kernels.ternary.packing import pack_columns
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 IMPLEMENTATIONS = [
@@ -147,6 +151,44 @@ def test_the_forward_pass_in_integers_is_exact_to_the_last_bit(rows, columns, ou
     assert torch.equal(multiply_ternary(states, weight, codes, scales, granularity), expected)
 
 
+@pytest.mark.skipif(not has_native("ternary"), reason="no compiler")
+def test_a_processor_without_dot_products_computes_the_same_sums(tmp_path, monkeypatch):
+    plain = tuple(flag for flag in build.FLAGS if flag != "-march=native")
+    monkeypatch.setattr(build, "FLAGS", plain)
+    build._compile(build._read_source("ternary"), shutil.which("cc") or shutil.which("gcc"), tmp_path / "plain.so")
+    library = ctypes.CDLL(str(tmp_path / "plain.so"))
+    for columns in (1, 63, 64, 129, 256, 700):
+        states = torch.randint(-127, 128, (3, -(-columns // 256) * 256), dtype=torch.int8)
+        states[:, columns:] = 0
+        codes = torch.randint(-1, 2, (5, columns), dtype=torch.int8)
+        steps, scales = torch.rand(3, 1), torch.rand(5, 1)
+        for name, weight, seen in (
+            ("multiply_codes", codes, states[:, :columns].contiguous()),
+            ("multiply_packed", pack_columns(codes), states),
+        ):
+            here = integers.multiply_few(name, seen, weight, steps, scales, torch.float32)
+            there = torch.empty(3, 5)
+            given = (weight, seen, steps, scales, 1, 3, seen.shape[1], 0, 5, 5, True, there)
+            getattr(library, name)(*map(build._to_c, given))
+            assert torch.equal(here, there)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9])
+def test_threads_share_the_weights_rows_and_change_nothing(rows):
+    states, codes = torch.randint(-127, 128, (rows, 999), dtype=torch.int8), torch.randint(-1, 2, (1031, 999)).char()
+    steps, scales = torch.rand(rows, 1), torch.rand(1031, 1)
+    threads, made = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            made.append(integers.multiply_integers(states, codes, steps, scales, torch.bfloat16))
+    finally:
+        torch.set_num_threads(threads)
+    sums = states.double() @ codes.double().t()
+    assert torch.equal(made[0], (sums.float() * steps * scales.view(1, -1)).bfloat16())
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+
+
 def test_backward_keeps_integers_and_no_activations():
     weight, kept = a_matrix(32, 64).requires_grad_(), []
     states = torch.randn(5, 64, requires_grad=True)
@@ -183,8 +225,8 @@ def test_torch_finds_its_registration_sound():
     torch.library.opcheck(quantize.OPERATION, (weight.detach(), -1, "absmean"))
     torch.library.opcheck(quantize.OPERATION, (weight.detach(), 7, "twn"))
     torch.library.opcheck(activations.OPERATION, (states.detach(),))
-    for integers in (True, False):
-        torch.library.opcheck(linear.FORWARD, (states, weight, *quantize_ternary(weight), -1, integers))
+    for rounded in (True, False):
+        torch.library.opcheck(linear.FORWARD, (states, weight, *quantize_ternary(weight), -1, rounded))
 
 
 def test_it_is_traced_whole_by_compile_with_the_same_values():

@@ -205,8 +205,8 @@ def _fake_quantized(states: Tensor, weight: Tensor) -> Tensor:
     return torch.nn.functional.linear(rounded, ternary)
 
 
-def decode_ternary(arguments: argparse.Namespace, packed: bool = False) -> tuple[Any, ...]:
-    """One row by a square layer of four widths, beside bfloat16."""
+def decode_ternary(arguments: argparse.Namespace, packed: bool = False, layers: int = 1) -> tuple[Any, ...]:
+    """One row by square layers of four widths, beside bfloat16. Eight layers in turn are larger than a cache."""
     import torch
     from luthier_kernels import multiply_packed, multiply_ternary, quantize_ternary
     from luthier_kernels.ternary.packing import pack_columns
@@ -214,19 +214,22 @@ def decode_ternary(arguments: argparse.Namespace, packed: bool = False) -> tuple
     weight = torch.randn(4 * arguments.width, 4 * arguments.width)
     states, half = torch.randn(1, 4 * arguments.width).bfloat16(), weight.bfloat16()
     codes, scales = quantize_ternary(weight)
-    bytes_ = pack_columns(codes)
+    halves = [half.clone() for _ in range(layers)]
+    weights = [(pack_columns(codes) if packed else codes).clone() for _ in range(layers)]
+    products = max(layers, 10)
 
     def ours() -> None:
         with torch.no_grad():
-            for _ in range(10):
-                multiply_packed(states, bytes_, scales) if packed else multiply_ternary(states, half, codes, scales)
+            for i in range(products):
+                weight = weights[i % layers]
+                multiply_packed(states, weight, scales) if packed else multiply_ternary(states, half, weight, scales)
 
     def theirs() -> None:
         with torch.no_grad():
-            for _ in range(10):
-                torch.nn.functional.linear(states, half)
+            for i in range(products):
+                torch.nn.functional.linear(states, halves[i % layers])
 
-    return ours, theirs, {"products": 10}
+    return ours, theirs, {"products": products}
 
 
 def step_norm(arguments: argparse.Namespace, quantized: bool = False) -> tuple[Any, ...]:
@@ -325,6 +328,7 @@ CASES = [
     ("ternary layer, step, square", "torch", step_ternary),
     ("ternary layer, step, 1 to 4", "torch", lambda given: step_ternary(given, 4)),
     ("ternary decoding, one row, int8 codes", "torch", decode_ternary),
+    ("ternary decoding, one row, int8 codes of 8 layers", "torch", lambda given: decode_ternary(given, layers=8)),
     ("RMSNorm to int8, bfloat16", "torch", lambda given: step_norm(given, True)),
     ("RMSNorm, both ways, bfloat16", "torch", step_norm),
     ("RoPE, both ways, bfloat16", "torch", step_rotation),
@@ -333,4 +337,5 @@ CASES = [
     ("8-bit AdamW, step", "torch", lambda given: step_adamw(given, "torch")),
     ("AdamW in float32, step", "torch", lambda given: step_adamw(given, "torch", 32)),
     ("ternary decoding, one row, two bits", "torch", lambda given: decode_ternary(given, True)),
+    ("ternary decoding, one row, two bits of 8 layers", "torch", lambda given: decode_ternary(given, True, 8)),
 ]

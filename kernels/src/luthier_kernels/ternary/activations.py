@@ -71,7 +71,8 @@ def _quantize_triton(states: Tensor) -> tuple[Tensor, Tensor]:
     return codes, steps
 
 
-def _quantize(states: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_rows(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute `quantize_activations` inside another operation, without its way through torch's dispatcher."""
     if states.numel() == 0:
         steps = torch.full((*states.shape[:-1], 1), SMALLEST / 127.0, device=states.device)
         return torch.empty(states.shape, dtype=torch.int8, device=states.device), steps
@@ -91,4 +92,4 @@ def _fake(states: Tensor) -> tuple[Tensor, Tensor]:
     return codes, states.new_empty((*states.shape[:-1], 1), dtype=torch.float32)
 
 
-OPERATION = register_operation("quantize_activations(Tensor states) -> (Tensor, Tensor)", _quantize, _fake)
+OPERATION = register_operation("quantize_activations(Tensor states) -> (Tensor, Tensor)", quantize_rows, _fake)

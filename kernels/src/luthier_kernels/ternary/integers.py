@@ -18,17 +18,25 @@ from luthier_kernels.native import has_native, native_function, run_parts
 
 NATIVE = (torch.float32, torch.bfloat16)
 EXACT = 2**24 // 127  # columns of ternary codes whose sums float32 holds exactly
+FEW = 8  # rows of states up to which the weight is read once, by our own loop
+GRAIN = 1 << 18  # weights of a thread, at least
 
 
 def multiply_integers(states: Tensor, codes: Tensor, steps: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     """Return (states @ codes.T) * steps * scales [M, N] in `dtype`; codes are -1, 0 and 1."""
     if states.numel() == 0 or codes.numel() == 0:
         return torch.zeros(states.shape[0], codes.shape[0], dtype=dtype, device=states.device)
+
+    def multiply_native() -> Tensor:
+        if states.shape[0] <= FEW:
+            return multiply_few("multiply_codes", states, codes, steps, scales, dtype)
+        return _scale_native(sum_products(states, codes), steps, scales, dtype)
+
     return run_first(
         "multiply_integers",
         ("triton", runs_triton(states, codes), lambda: _multiply_triton(states, codes, steps, scales, dtype)),
         ("native", dtype in NATIVE and states.device.type == "cpu" and has_native("ternary"),
-         lambda: _scale_native(sum_products(states, codes), steps, scales, dtype)),
+         multiply_native),
         ("torch", True, lambda: scale_sums(sum_products(states, codes), steps, scales, dtype)),
     )  # fmt: skip
 
@@ -52,6 +60,22 @@ def sum_products(states: Tensor, codes: Tensor) -> Tensor:
 def _has_dots() -> bool:
     """Return True if int8 products are faster than float32 here. Without AVX-512 torch computes them one by one."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def multiply_few(
+    name: str, states: Tensor, weight: Tensor, steps: Tensor, scales: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return the scaled product of at most `FEW` rows [M, K] by a weight [N, ...], computed by a C function."""
+    (rows, columns), outputs = states.shape, weight.shape[0]
+    out = torch.empty(rows, outputs, dtype=dtype if dtype in NATIVE else torch.float32)
+    call, stride, wide = native_function("ternary", name), int(scales.numel() > 1), out.dtype is torch.float32
+    states, weight = states.contiguous(), weight.contiguous()
+
+    def multiply_part(start: int, end: int) -> None:
+        call(weight, states, steps, scales, stride, rows, columns, start, end, outputs, wide, out)
+
+    run_parts(outputs, -(-GRAIN // max(columns, 1)), multiply_part)
+    return out.to(dtype)
 
 
 def _scale_native(sums: Tensor, steps: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from luthier_kernels.registration import register_operation
 from luthier_kernels.scratch import borrow_scratch
-from luthier_kernels.ternary.activations import quantize_activations, reference_quantize
+from luthier_kernels.ternary.activations import quantize_rows, reference_quantize
 from luthier_kernels.ternary.expand import fill_expanded, reference_expand
 from luthier_kernels.ternary.groups import ROW, TENSOR, check_granularity
 from luthier_kernels.ternary.integers import multiply_integers
@@ -60,7 +60,7 @@ def _multiply(
     if not integers:
         out = F.linear(flat, _dense(codes, scales, group, states.dtype, "weight"))
         return out.view(shape), codes.new_empty(0), scales.new_empty(0)
-    rounded, steps = quantize_activations(flat)
+    rounded, steps = quantize_rows(flat)
     if group in (TENSOR, ROW):
         out = multiply_integers(rounded, codes, steps, scales, states.dtype)
     else:  # groups have scales of their own, so that sums over whole rows cannot be scaled

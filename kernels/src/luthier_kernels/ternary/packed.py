@@ -15,13 +15,11 @@ from torch.nn import functional as F
 
 from luthier_kernels.dispatch import run_first
 from luthier_kernels.gpu import jit, runs_triton, tl, triton
-from luthier_kernels.native import has_native, native_function, run_parts
+from luthier_kernels.native import has_native
 from luthier_kernels.registration import register_operation
-from luthier_kernels.ternary.activations import quantize_activations
-from luthier_kernels.ternary.integers import multiply_integers, scale_sums
+from luthier_kernels.ternary.activations import quantize_rows
+from luthier_kernels.ternary.integers import FEW, multiply_few, multiply_integers
 from luthier_kernels.ternary.packing import BLOCK, unpack_columns
-
-FEW = 8  # rows up to which packed bytes are multiplied directly
 
 
 def multiply_packed(states: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
@@ -31,9 +29,8 @@ def multiply_packed(states: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
 
 def _multiply(states: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
     columns = states.shape[-1]
-    codes, steps = quantize_activations(states.reshape(-1, columns))
+    codes, steps = quantize_rows(states.reshape(-1, columns))
     few = 0 < codes.shape[0] <= FEW
-    native = few and packed.device.type == "cpu" and has_native("ternary")
     out = run_first(
         "multiply_packed",
         (
@@ -41,24 +38,20 @@ def _multiply(states: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
             few and runs_triton(codes, packed),
             lambda: _multiply_triton(codes, packed, steps, scales, states.dtype),
         ),
-        ("native", native, lambda: scale_sums(_sums_native(codes, packed), steps, scales, states.dtype)),
+        (
+            "native",
+            few and packed.device.type == "cpu" and has_native("ternary"),
+            lambda: multiply_few("multiply_packed", _fill_blocks(codes), packed, steps, scales, states.dtype),
+        ),
         ("torch", True, lambda: multiply_integers(codes, unpack_columns(packed, columns), steps, scales, states.dtype)),
     )
     return out.view(*states.shape[:-1], packed.shape[0])
 
 
-def _sums_native(codes: Tensor, packed: Tensor) -> Tensor:
-    codes = F.pad(codes, (0, -codes.shape[1] % BLOCK)).contiguous()
-    rows, (outputs, width) = codes.shape[0], packed.shape
-    sums = torch.empty(rows, outputs, dtype=torch.int32)
-    ones = codes.sum(1, dtype=torch.int32)
-    call, blocks = native_function("ternary", "multiply_packed"), width * 4 // BLOCK
-
-    def multiply_part(start: int, end: int) -> None:
-        call(packed, codes, ones, rows, start, end, outputs, blocks, sums)
-
-    run_parts(outputs, -(-(1 << 18) // max(width * 4, 1)), multiply_part)
-    return sums
+def _fill_blocks(codes: Tensor) -> Tensor:
+    """Return the codes with zeros up to whole blocks of columns."""
+    missing = -codes.shape[1] % BLOCK
+    return F.pad(codes, (0, missing)) if missing else codes
 
 
 @jit
