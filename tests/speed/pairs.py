@@ -75,7 +75,11 @@ def _material(work: dict[str, Any]) -> tuple[Any, Any, list[dict[str, str]]]:
     from tests.speed.work import llama, pair_rows, tokenizer
 
     model = llama(work["vocabulary"], device=work["device"], **SIZES[work["size"]])
-    return model, tokenizer(), list(pair_rows((work["steps"] + 1) * work["batch"]))
+    tokens = tokenizer()
+    tokens.chat_template = (
+        None  # with one, texts that answer a prompt are a chat of ours, and as they stand for the peer
+    )
+    return model, tokens, list(pair_rows((work["steps"] + 1) * work["batch"]))
 
 
 def ours(gate: Gate, work: dict[str, Any]) -> None:
