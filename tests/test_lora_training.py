@@ -70,6 +70,11 @@ def test_a_loss_written_in_the_script_trains_an_installed_adapter(train, tmp_pat
     assert loss["distribution"] is None
 
 
+def test_ranks_that_were_chosen_by_the_rows_are_those_of_the_files(train):
+    run = train(adapter={"name": "lora", "rank_budget": 800, "rank_gradient": 1, "lora_dropout": 0.0}, max_steps=2)
+    assert luthier.generate(run.output_path, "3 and", max_new_tokens=4) == run.generate("3 and", max_new_tokens=4)
+
+
 def test_an_options_object_names_its_part(train, tmp_path):
     by_object = train(adapter=Lora(r=4, lora_dropout=0.0), output_dir=tmp_path / "object")
     by_name = train(adapter={"name": "lora", "r": 4, "lora_dropout": 0.0}, output_dir=tmp_path / "name")

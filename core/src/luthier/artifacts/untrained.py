@@ -26,6 +26,7 @@ from luthier.recipe import Recipe
 from luthier.recipe.parts import Resolved
 from luthier.step.attachment import Attachment
 from luthier.step.opened import names_everything
+from luthier.step.preparation import keep_decisions
 
 log = get_logger()
 SMALL: Final = 1 << 30  # bytes of a model that is read a second time, which takes a second or two
@@ -44,6 +45,7 @@ def check_artifact(recipe: Recipe, resolved: Resolved, attachment: Attachment, m
         files = Files.of_recipe(recipe, model.dtype, getattr(parts.adapter, "save_dtype", None))
         described = [part.describe() for part in resolved]
         note = make_note(recipe.to_dict(), "untrained", described, Prompting.of_rows(attachment.prepared), files)
+        note["decisions"] = keep_decisions(attachment.decisions)
         merges = recipe.merge is True
         check_untrained(model, parts.adapter, parts.quantizer, attachment.tokenizer, note, merges=merges)
 

@@ -14,6 +14,7 @@ from luthier.data.batches.batch import Batch, make_idle_batch
 from luthier.distributed.broadcast import exchange_trees
 from luthier.errors import LuthierError
 from luthier.randomness import seed_all
+from luthier.step.preparation import LOSS, decide_with
 from luthier.step.setup import Setup
 
 
@@ -21,7 +22,9 @@ def begin_loss(setup: Setup) -> None:
     """Let the loss prepare itself: on a fresh start, once per task, before the first step."""
     seed_all(setup.recipe.seed)
     setup.tell_progress()
-    setup.loss.begin(attrs.evolve(setup.context, over=functools.partial(run_over, setup)))
+    context, over = setup.context, functools.partial(run_over, setup)
+    decide = decide_with(setup.decisions, context.purpose, LOSS)
+    setup.loss.begin(attrs.evolve(context, over=over, decide=decide))
 
 
 def run_over(setup: Setup, batches: Iterable[Batch], function: Callable[[Any, Batch], Any]) -> list[Any]:

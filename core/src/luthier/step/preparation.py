@@ -30,9 +30,10 @@ FOLDER: Final = "tensors"
 PATIENCE: Final = 1.0  # seconds before progress is shown
 EVERY: Final = 30.0  # seconds between log lines where there is no terminal
 PREFIX: Final = "part:"  # put before the names of parts' decisions, so that none is mistaken for the engine's
+LOSS: Final = "loss:"  # the same for those of the loss, which neither an artifact nor a later task needs
 
 
-def decide_with(decisions: Decisions, purpose: Purpose) -> Callable[..., Any]:
+def decide_with(decisions: Decisions, purpose: Purpose, prefix: str = PREFIX) -> Callable[..., Any]:
     """Return `decide(name, function, bound=None)` of a context: rank 0's JSON value, kept for a resume.
 
     In a plan it returns `bound`, as no number can be looked at.
@@ -41,13 +42,13 @@ def decide_with(decisions: Decisions, purpose: Purpose) -> Callable[..., Any]:
     def decide(name: str, function: Callable[[], Value], bound: Value | None = None) -> Value | None:
         if purpose == "plan":
             return bound
-        return decisions.take(f"{PREFIX}{name}", lambda: (function(), "decided by a part"))
+        return decisions.take(f"{prefix}{name}", lambda: (function(), "decided by a part"))
 
     return decide
 
 
 def keep_decisions(decisions: Decisions) -> dict[str, Any]:
-    """Return what parts have decided, as an artifact's note keeps it for whoever opens it."""
+    """Return what adapter and quantizer have decided, which an artifact's note and later tasks keep."""
     return {name: value for name, value in decisions.to_dict().items() if name.startswith(PREFIX)}
 
 

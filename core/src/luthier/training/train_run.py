@@ -13,7 +13,7 @@ from luthier.artifacts.note import Prompting, make_note
 from luthier.artifacts.save import artifact_name, save_adapter, save_merged
 from luthier.checkpoint import folder as checkpoint
 from luthier.checkpoint.shards import gather_states
-from luthier.checkpoint.task_state import write_task_state
+from luthier.checkpoint.task_state import leave_task_state, read_task_decisions
 from luthier.data.formats.wanted import Wanted
 from luthier.disk import Reserve, is_full
 from luthier.distributed.broadcast import broadcast_tree
@@ -64,7 +64,7 @@ def train(
         return _done(place, recipe, objects)
     # everything that can be refused is refused before a folder appears
     with keep_randomness(), left_as_given(objects.model):
-        past = world.decide(lambda: None if re_decide else _decided(place, resume))
+        past = world.decide(lambda: _past_decisions(place, objects, resume, anew=re_decide))
         begins = world.decide(lambda: _begins(place, resume))
         assembled = assemble_run(recipe, objects, Decisions(past, world.decide), world, begins=begins, saves=begins)
         try:
@@ -77,10 +77,13 @@ def train(
             assembled.setup.model.set_attn_implementation(assembled.setup.attention)
 
 
-def _decided(place: Place, resume: Path | None) -> dict[str, Any] | None:
-    """Return what the run that goes on decided when it began; a checkpoint's run is the one whose folder it lies in."""
-    record = place.record if resume is None else read_record(resume.absolute().parents[1])
-    return (record or place.record or {}).get("decisions")
+def _past_decisions(place: Place, objects: Objects, resume: Path | None, *, anew: bool) -> dict[str, Any]:
+    """Return what all tasks of a sequence share, and what the run that goes on decided when it began, unless `anew`."""
+    shared = read_task_decisions(None if objects.task is None else objects.task.carried)
+    if anew:
+        return shared
+    record = place.record if resume is None else read_record(resume.absolute().parents[1])  # the checkpoint's run
+    return {**shared, **((record or place.record or {}).get("decisions") or {})}
 
 
 def _begins(place: Place, resume: Path | None) -> bool:
@@ -221,10 +224,9 @@ def _finish(loop: Loop, record: dict[str, Any], assembled: Assembled) -> Run:
     also = {"progress": attrs.asdict(setup.progress), "decisions": keep_decisions(setup.decisions)}
     results = strict_json({"loss": tally.losses[-1], **tally.evaluation})
     record["note"] = record["note"] | also | {"card": {**record["note"].get("card", {}), "results": results}}
-    if loop.task.total > 1 and run.is_main:
+    if loop.task.total > 1:
         with setup.optimizer_part.evaluating():
-            own = setup.adapter.state() if state is None else state
-            write_task_state(run.folder, own, setup.adapter.constants())
+            leave_task_state(run.folder, setup.adapter, state, also["decisions"], setup.world)
     artifact, merged, best = setup.world.decide(lambda: _written(loop, record["note"], assembled, state))
     setup.shown.enter_context(setup.optimizer_part.evaluating())  # the run's model then has the weights of its artifact
     result = Run(

@@ -119,8 +119,9 @@ class Context:
     - `encode(text)` returns the token ids of a text, without special tokens. It raises `LuthierError` when an artifact
       is opened.
     - `decide(name, function, bound=None)` calls `function()` on rank 0, and returns its JSON value on every rank. The
-      value is kept: it is the same after a resume, and when the artifact is opened. Every rank must call it in the same
-      order, even if its weights have no values. In a plan it returns `bound`.
+      value is kept: it is the same after a resume, and what adapter and quantizer decide also in later tasks and when
+      the artifact is opened. Every rank must call it in the same order, even if its weights have no values. In a plan
+      it returns `bound`.
     - `progress(total, text)` returns a function `advance(n=1)` that moves a progress bar.
     - `cache(key, compute)` returns the tensors of `compute()`, and keeps them on disk under a hash of `key`. The key
       must name everything that the result depends on, such as the hash of a weight and the options.
