@@ -133,6 +133,14 @@ def test_an_estimate_of_several_recipe_providers_is_refused(luthier, folder):
     assert (refused.document["error"]["code"], refused.document["error"]["where"]) == ("usage", "--provider")
 
 
+def test_a_dry_run_of_a_submission_shows_the_job_and_makes_none(luthier, folder):
+    shown = luthier("submit", "r.yaml", "--dry-run", "--json")
+    assert shown.document["prepared"]["provider"] == "local"
+    assert luthier("submit", "r.yaml", "--dry-run").status == 0
+    assert luthier("jobs", "--json").document["jobs"] == []
+    assert not (folder / "run").exists()
+
+
 def test_the_options_that_a_provider_has_are_shown_with_their_defaults(luthier, folder):
     shown = luthier("providers", "show", "local", "--json").document["known_options"]
     assert {option["name"]: option["default"] for option in shown} == {"nproc_per_node": None}

@@ -14,6 +14,7 @@ from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
     from luthier.jobs.making.preparing import PreparedJob
+    from luthier.jobs.manager import Manager
     from luthier.recipe.reading.read_recipe import Reading
 
 SUBMIT: Final = """Usage: luthier submit [RECIPE] [OPTIONS]
@@ -21,6 +22,7 @@ SUBMIT: Final = """Usage: luthier submit [RECIPE] [OPTIONS]
   Submit a recipe as a job: here (--provider local) or at a service. All is
   checked before anything is sent; a job is never made twice.
 
+    luthier submit recipe.yaml --provider together --dry-run
     luthier submit recipe.yaml --provider together --wait
     luthier submit recipe.yaml --provider openai --max-cost 5"""
 ESTIMATE: Final = """Usage: luthier estimate [RECIPE] --at PROVIDER [--at PROVIDER] [OPTIONS]
@@ -30,39 +32,51 @@ ESTIMATE: Final = """Usage: luthier estimate [RECIPE] --at PROVIDER [--at PROVID
 
     luthier estimate recipe.yaml --at together --at openai"""
 MaxCost = Annotated[float | None, typer.Option(help="Refuse a job that would cost more, or whose price is unknown.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check, convert and price; send and store nothing.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until the job has ended; Ctrl-C leaves it running.")]
 At = Annotated[list[str] | None, typer.Option("--at", metavar="PROVIDER", help="A provider to compare; several.")]
 
 
 def submit(
-    context: typer.Context, *, sets: Sets = None, wait: Wait = False, max_cost: MaxCost = None, help_: Help = False,
-    json: Json = False, log_level: LogLevel = "warning", log_format: LogFormat = "console", log_file: LogFile = None,
+    context: typer.Context, *, sets: Sets = None, wait: Wait = False, dry_run: DryRun = False, max_cost: MaxCost = None,
+    help_: Help = False, json: Json = False, log_level: LogLevel = "warning", log_format: LogFormat = "console",
+    log_file: LogFile = None,
 ) -> Any:  # fmt: skip
     """Submit a recipe as a job, here or at a service."""
     from luthier import logs
-    from luthier.cli.screen.follow_job import follow_job, leaving_alone
-    from luthier.cli.screen.jobs_view import draw_submitted
     from luthier.jobs.manager import Manager
+    from luthier.jobs.sync_twins import run_plainly
 
     if help_:
         show_help(context, SUBMIT)
     logs.set_up(log_level, log_format, log_file)
-    reading, manager, screen = read_words(context, sets), Manager(), make_console(stderr=True)
+    reading, manager = read_words(context, sets), Manager()
+    try:
+        if dry_run:
+            return _would_send(run_plainly(manager.prepare(reading, max_cost=max_cost)))
+        return _send_job(manager, reading, max_cost, wait=wait)
+    finally:
+        manager.close()
+
+
+def _send_job(manager: Manager, reading: Reading, max_cost: float | None, *, wait: bool) -> Answer:
+    """Submit the job, and follow it to its end where the user waits for it. Ctrl-C leaves it running."""
+    from luthier.cli.screen.follow_job import follow_job, leaving_alone
+    from luthier.cli.screen.jobs_view import draw_submitted
+
     named: list[str] = []
 
     def show_prepared(prepared: PreparedJob) -> None:
         named.append(prepared.spec.id)
         draw_findings(prepared)
 
-    try:
-        with leaving_alone(named):
-            job = manager.submit_sync(reading, max_cost=max_cost, listener=show_prepared)
-            screen.print(f"submitted {job.id} to {job.spec.provider} as {job.remote_id}", soft_wrap=True)
-        return follow_job(manager, job.id) if wait else Answer(
-            document={"job": job.to_dict()}, view=lambda view: draw_submitted(view, job)
-        )  # fmt: skip
-    finally:
-        manager.close()
+    with leaving_alone(named):
+        job = manager.submit_sync(reading, max_cost=max_cost, listener=show_prepared)
+        message = f"submitted {job.id} to {job.spec.provider} as {job.remote_id}"
+        make_console(stderr=True).print(message, soft_wrap=True)
+    if wait:
+        return follow_job(manager, job.id)
+    return Answer(document={"job": job.to_dict()}, view=lambda screen: draw_submitted(screen, job))
 
 
 def estimate(
@@ -84,6 +98,27 @@ def estimate(
     finally:
         manager.close()
     return Answer(document={"estimates": estimates}, view=lambda screen: draw_estimates(screen, estimates))
+
+
+def _would_send(prepared: PreparedJob) -> Answer:
+    """Return the answer of a dry run: the job that would be sent, its price and the findings about it."""
+    from luthier.cli.screen.jobs_view import draw_prepared
+    from luthier.jobs.making.preparing import plain_findings
+    from luthier.plugins.providing.job_records import to_plain_data
+
+    draw_findings(prepared)
+    spec = prepared.spec
+    is_named = (
+        spec.output_dir is not None and spec.output_dir.name != spec.id
+    )  # otherwise after the job, when it exists
+    files = [{"role": file.role, "rows": file.rows, "tokens": file.tokens, "bytes": file.size, "sha256": file.sha256}
+             for file in spec.files.values()]  # fmt: skip
+    document = {
+        "provider": spec.provider, "scope": spec.scope, "model": spec.model, "method": spec.method,
+        "settings": dict(spec.settings), "output_dir": str(spec.output_dir) if is_named else None, "files": files,
+        "cost": to_plain_data(prepared.cost) if prepared.cost else None, "findings": plain_findings(prepared.findings),
+    }  # fmt: skip
+    return Answer(document={"prepared": document}, view=lambda screen: draw_prepared(screen, document))
 
 
 def _refuse_several(words: Sequence[str]) -> None:

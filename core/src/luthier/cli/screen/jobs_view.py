@@ -76,6 +76,19 @@ def draw_job(screen: Console, job: Job, progress: JobProgress | None = None, met
         draw_commands(screen, "Next", [f"luthier {verb} {job.id}" for verb in verbs])
 
 
+def draw_prepared(screen: Console, prepared: Mapping[str, Any]) -> None:
+    """Draw what a submission would send, and where; nothing was sent."""
+    rows = {
+        "provider": f"{prepared['provider']} ({prepared['scope']})" if prepared["scope"] else prepared["provider"],
+        "model": prepared["model"],
+        "method": prepared["method"],
+        **prepared["settings"],
+        **{f"{file['role']} rows": f"{file['rows']:,}, {file['bytes']:,} bytes" for file in prepared["files"]},
+        "result": prepared["output_dir"],
+    }
+    draw_section(screen, "Would be sent", pairs_table(rows))
+
+
 def _is_leaving(job: Job) -> bool:
     """Return True for a job whose end was asked for and has not come."""
     return job.cancel_requested is not None and not job.is_final
