@@ -12,6 +12,7 @@ from luthier.testing import expect_error
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
 from luthier_gguf import Gguf
 from luthier_gguf.architectures import rope_factors
+from luthier_gguf.comparison import _read_model
 from luthier_gguf.exporter import FILE, GgufExporter
 from luthier_gguf.weights import BOUNDS, TYPES, decode, encode, largest_error
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -181,3 +182,38 @@ def test_a_damaged_file_is_found(tmp_path, damage):
 def test_logits_beyond_the_bound_are_an_error(tmp_path):
     with expect_error("artifact-mismatch", "model.gguf", "1e-06"):
         written(tmp_path, tiny_model().eval(), Gguf(max_logit_error=1e-6))
+
+
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+TERNARY_SIZES = {"hidden_size": 256, "intermediate_size": 256}  # blocks of ternary types are 256 weights
+FOR_LLAMA_CPP = [
+    *((architecture, kind, {}) for architecture in ("llama", "qwen2", "qwen3") for kind in ("f16", "q8_0", "q4_0")),
+    *(("mistral", kind, {"sliding_window": None}) for kind in ("f16", "q8_0", "q4_0")),
+    ("llama", "f16", {"rope_parameters": LLAMA3}),
+    ("llama", "f16", {"rope_parameters": LINEAR}),
+    ("llama", "f16", {"tie_word_embeddings": True}),
+    ("qwen3", "f16", {"head_dim": 32}),
+    *((architecture, kind, TERNARY_SIZES) for architecture in ("llama", "qwen2") for kind in ("tq1_0", "tq2_0")),
+]
+
+
+@SLOW
+@pytest.mark.parametrize(("architecture", "kind", "changes"), FOR_LLAMA_CPP)
+def test_llama_cpp_computes_the_logits_of_transformers(tmp_path, architecture, kind, changes):
+    """Both read the same file. For quantized weights llama.cpp rounds activations to int8, transformers does not."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip compiles it")
+    model = tiny_model(architecture, **{"intermediate_size": 64, **changes}).eval()
+    if kind.startswith("tq"):
+        make_ternary(model)
+    written(tmp_path, model, Gguf(type=kind))
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, 24)
+    with torch.no_grad():
+        ours = _read_model(tmp_path / FILE, model)(torch.from_numpy(ids)[None]).logits[0]
+    reader = llama_cpp.Llama(
+        str(tmp_path / FILE), n_ctx=64, logits_all=True, n_threads=1, n_threads_batch=1, verbose=False
+    )
+    reader.eval(ids.tolist())
+    theirs = torch.from_numpy(np.array(reader.scores[: len(ids)]))
+    reader.close()
+    spread = (ours - ours.mean(-1, keepdim=True)).square().mean().sqrt()
+    assert (theirs - ours).square().mean().sqrt() / spread < (0.003 if kind == "f16" else 0.06)

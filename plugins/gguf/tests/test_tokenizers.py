@@ -5,10 +5,11 @@ import pytest
 from luthier.testing import expect_error
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
 from luthier_gguf import Gguf
+from luthier_gguf.comparison import NUMERALS, TEXTS
 from luthier_gguf.exporter import FILE, GgufExporter
 from luthier_gguf.modelfile import find_pieces
 from luthier_gguf.vocabulary import SPLITS
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 CORPUS = ["Hello world, hello words: 1234 and 12345.", "it's what isn't there; naïve words, ten 10 tens"] * 20
@@ -32,7 +33,7 @@ def split_of(name):
 
 def trained(split, template=IMSTART, begins=False):
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = split
+    core.pre_tokenizer, core.decoder = split, decoders.ByteLevel()
     special = ["<|end|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -150,3 +151,43 @@ def test_another_tokenizer_than_the_files_is_found(tmp_path):
     with expect_error("artifact-mismatch", "model.gguf") as caught:
         GgufExporter(Gguf()).verify(tiny_model(vocab_size=420).eval(), tokenizer, tmp_path)
     assert caught.value.code == "artifact-mismatch"
+
+
+def in_llama_cpp(folder):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip compiles it")
+    return llama_cpp.Llama(str(folder / FILE), n_ctx=128, n_threads=1, n_threads_batch=1, verbose=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def test_llama_cpp_splits_texts_as_the_tokenizer_does(tmp_path, name, begins):
+    tokenizer = trained(split_of(name), begins=begins)
+    written(tmp_path, tokenizer)
+    reader = in_llama_cpp(tmp_path)
+    for text in (*TEXTS, *NUMERALS, *CORPUS[:2], "<think>a\r\n  b</think>", "I'LL  I'd 1,000.5\u00a0€ ...!?\n\n\n x "):
+        assert reader.tokenize(text.encode(), add_bos=True, special=False) == tokenizer(text)["input_ids"]
+        assert reader.detokenize(tokenizer(text, add_special_tokens=False)["input_ids"]).decode() == text
+    reader.close()
+
+
+@pytest.mark.slow
+def test_llama_cpp_has_the_chat_and_stops_where_the_model_does(tmp_path):
+    tokenizer, model = trained(split_of("qwen2")), tiny_model(vocab_size=420).eval()
+    chat = [{"role": "user", "content": "Say 12 words, <think>."}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    model.generation_config.eos_token_id = None
+    answer = model.generate(prompt, do_sample=False, max_new_tokens=12, pad_token_id=0)[0, prompt.shape[1] :].tolist()
+    stop = next(i for i in range(2, 12) if answer[i] not in answer[:i])
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, answer[stop]]
+    GgufExporter(Gguf()).export(model, tokenizer, tmp_path)
+    reader = in_llama_cpp(tmp_path)
+    formats = pytest.importorskip("llama_cpp.llama_chat_format")
+    template = formats.Jinja2ChatFormatter(reader.metadata["tokenizer.chat_template"], "<|im_end|>", "<|end|>")
+    formatted = template(messages=chat).prompt
+    assert reader.tokenize(formatted.encode(), add_bos=False, special=True) == prompt[0].tolist()
+    said = reader.create_chat_completion(chat, temperature=0, repeat_penalty=1.0, max_tokens=12)
+    assert said["choices"][0]["finish_reason"] == "stop"
+    assert said["usage"]["completion_tokens"] == stop  # the last token is not counted
+    assert said["choices"][0]["message"]["content"] == tokenizer.decode(answer[:stop])
+    reader.close()
