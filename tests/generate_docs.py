@@ -47,6 +47,7 @@ EXAMPLES = {  # a kind -> where to read one
     "penalty": "`plugins/objectives`",
     "trainer": "`plugins/trl`",
     "benchmark": "`plugins/lm-eval`",
+    "engine": "`plugins/openai`",
 }
 NEEDED = {  # where the protocol alone does not say it
     "callback": "a method marked `@luthier.event`",
@@ -59,7 +60,10 @@ JOB_VALUES = (
 )
 SECTIONS = {Source: "data.train[], data.validation[]", OtherModel: "teacher, reference"}
 PLURALS = {"loss": "Losses", "penalty": "Penalties"}
-NAMES = ("Group", "LossOutput", "Context", "Progress", "Multipliers", "TokenStatistics", "BenchmarkScore")
+NAMES = (
+    *("Group", "LossOutput", "Context", "Progress", "Multipliers", "TokenStatistics"),
+    *("BenchmarkScore", "EngineQuestion"),
+)
 VALUES = (*(getattr(values, name) for name in NAMES), PromptRow)
 
 

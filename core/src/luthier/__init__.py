@@ -39,6 +39,7 @@ _HOMES = {
         "PenaltyRecord",
         "TrainerRecord",
         "BenchmarkRecord",
+        "EngineRecord",
     ),
     "luthier.plugins.contracts.protocols": ("Adapter", "Callback", "Loss", "Optimizer", "Provider", "Quantizer"),
     "luthier.plugins.providing.job_records": (
@@ -66,7 +67,7 @@ _HOMES = {
     ),
     "luthier.jobs.wire.wire_service": ("WireService", "WireTerms"),
     "luthier.plugins.contracts.side_protocols": (
-        *("Benchmark", "Exporter", "Metric", "Operation", "Penalty", "Trainer"),
+        *("Benchmark", "Engine", "Exporter", "Metric", "Operation", "Penalty", "Trainer"),
     ),
     "luthier.training.trainers.trainer_session": ("TrainerSession",),
     "luthier.data.prompt_rows": ("PromptRow",),
@@ -75,6 +76,7 @@ _HOMES = {
     "luthier.plugins.contracts.values": (
         "BenchmarkScore",
         "Context",
+        "EngineQuestion",
         "Group",
         "LossOutput",
         "Multipliers",
@@ -126,10 +128,19 @@ if TYPE_CHECKING:
     from luthier.plugins.contracts.policy_protocol import Policy
     from luthier.plugins.contracts.protocols import Adapter, Callback, Loss, Optimizer, Provider, Quantizer
     from luthier.plugins.contracts.run_view import RunView
-    from luthier.plugins.contracts.side_protocols import Benchmark, Exporter, Metric, Operation, Penalty, Trainer
+    from luthier.plugins.contracts.side_protocols import (
+        Benchmark,
+        Engine,
+        Exporter,
+        Metric,
+        Operation,
+        Penalty,
+        Trainer,
+    )
     from luthier.plugins.contracts.values import (
         BenchmarkScore,
         Context,
+        EngineQuestion,
         Group,
         LossOutput,
         Multipliers,
@@ -163,6 +174,7 @@ if TYPE_CHECKING:
         AdapterRecord,
         BenchmarkRecord,
         CallbackRecord,
+        EngineRecord,
         ExporterRecord,
         LossRecord,
         MetricRecord,

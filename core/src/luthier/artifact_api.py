@@ -19,11 +19,13 @@ def evaluate(
     step: int | None = None, best: bool = False, against: str | Path | None = None, gate: str = "eval_loss",
     max_regression: float | None = None, resamples: int = 1000, max_answers: int | None = None,
     max_new_tokens: int | None = None, device: str | None = None, tasks: Sequence[str] = (),
-    benchmark: str | Mapping[str, Any] = "lm_eval",
+    benchmark: str | Mapping[str, Any] = "lm_eval", engine: Any = None,
 ) -> Evaluation:  # fmt: skip
     """Measure a run, a checkpoint, an adapter or a model over `data`, or over the run's own validation rows.
 
     With `tasks` it is measured over these tasks of a `benchmark`, a plugin's, and over rows only if `data` is given.
+    With an `engine`, a plugin's or an object, nothing but the metrics over answers is measured, and the engine answers:
+    a server that has the exported model loaded, for example. No weights are then read.
 
     Each number has its bootstrap interval of so many `resamples` (0: none; rows then share passes). `metrics` are
     added to the recipe's. `against` is measured on the same rows by the same loss; with `max_regression` the result
@@ -35,7 +37,7 @@ def evaluate(
 
     how = Measuring(data=None if data is None else str(data), metrics=tuple(metrics), resamples=resamples,
                     max_answers=max_answers, max_new_tokens=max_new_tokens, device=device, gate=gate,
-                    max_regression=max_regression, tasks=tuple(tasks), benchmark=benchmark)  # fmt: skip
+                    max_regression=max_regression, tasks=tuple(tasks), benchmark=benchmark, engine=engine)  # fmt: skip
     other = None if against is None else find_weights(against)
     return evaluate_weights(find_weights(path, step=step, best=best), how, other)
 

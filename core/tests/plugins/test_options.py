@@ -8,6 +8,7 @@ from luthier import (
     AdapterRecord,
     BenchmarkRecord,
     CallbackRecord,
+    EngineRecord,
     ExporterRecord,
     LossRecord,
     LuthierError,
@@ -168,7 +169,15 @@ def test_a_sound_record_keeps_its_tags():
 
 def test_every_kind_has_a_record_a_hook_and_a_protocol():
     records = (AdapterRecord, LossRecord, OptimizerRecord, QuantizerRecord, ProviderRecord, CallbackRecord)
-    records += (OperationRecord, ExporterRecord, MetricRecord, PenaltyRecord, TrainerRecord, BenchmarkRecord)
+    records += (
+        OperationRecord,
+        ExporterRecord,
+        MetricRecord,
+        PenaltyRecord,
+        TrainerRecord,
+        BenchmarkRecord,
+        EngineRecord,
+    )
     assert set(RECORDS.values()) == set(records)
     assert set(KINDS) == set(HOOKS) == set(REQUIRED)
     assert len(TAGS) == 13

@@ -13,7 +13,7 @@ from luthier.plugins.options import describe_options
 from luthier.scaffold import make_package, render
 
 KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback", "provider", "operation", "exporter", "metric",
-         "penalty", "trainer", "benchmark")  # fmt: skip
+         "penalty", "trainer", "benchmark", "engine")  # fmt: skip
 LISTS = {"callback": "callbacks", "metric": "metrics", "penalty": "penalties"}
 TRAINING = tuple(kind for kind in KINDS if kind != "provider")  # which trains elsewhere
 PIP = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
@@ -47,7 +47,7 @@ def test_the_readmes_table_is_that_of_the_options(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS if kind not in ("operation", "exporter", "benchmark")]
+    "kind", [kind for kind in KINDS if kind not in ("operation", "exporter", "benchmark", "engine")]
 )  # no recipe's
 def test_the_readmes_recipe_uses_the_part_with_options_it_has(kind):
     text = render("warmth", kind)["README.md"]
@@ -115,7 +115,7 @@ def tried(kind, folder):
     settings = {**common, **own}
     if kind == "trainer":
         del settings["global_batch_size"], settings["memory_check"]
-    if kind in ("operation", "exporter", "metric", "penalty", "benchmark"):
+    if kind in ("operation", "exporter", "metric", "penalty", "benchmark", "engine"):
         del settings[kind]
     if kind == "metric":
         settings |= {"metrics": ["sample-metric"], "eval_data": rows[:4], "max_eval_answers": 2}
@@ -139,6 +139,13 @@ def tried(kind, folder):
     if kind == "benchmark":
         found = luthier.evaluate(resumed.output_path, tasks=["digits"], benchmark="sample-benchmark").metrics
         assert 0.0 <= found["digits/accuracy"].value <= 1.0
+    if kind == "engine":
+        path = f"{folder}/held_out.jsonl"
+        with open(path, "w") as file:
+            for row in rows[:4]:
+                print(json.dumps(row), file=file)
+        found = luthier.evaluate(resumed.output_path, path, metrics=["sample-metric"], engine="sample-engine")
+        assert (found.engine, found.rows) == ("a mirror of words", 4)
     if kind == "metric":
         assert 0.0 <= resumed.eval_metrics["eval_sample-metric"] <= 1.0
     return [straight.loss_history, resumed.loss_history, resumed.generate("What is 2?", max_new_tokens=3)]

@@ -16,7 +16,7 @@ from luthier.scaffold import make_package, render
 from luthier.testing import expect_error
 
 KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback", "provider", "operation", "exporter", "metric",
-         "penalty", "trainer", "benchmark")  # fmt: skip
+         "penalty", "trainer", "benchmark", "engine")  # fmt: skip
 PUBLIC = {"luthier", "luthier.testing"}
 
 

@@ -10,6 +10,7 @@ from luthier.plugins.records import (
     AdapterRecord,
     BenchmarkRecord,
     CallbackRecord,
+    EngineRecord,
     ExporterRecord,
     LossRecord,
     MetricRecord,
@@ -100,6 +101,12 @@ def luthier_benchmarks() -> Iterable[BenchmarkRecord]:
     return ()
 
 
+@hookspec
+def luthier_engines() -> Iterable[EngineRecord]:
+    """Return engines. An engine answers the prompts of an evaluation outside Luthier, such as a server."""
+    return ()
+
+
 HOOKS = {
     "adapter": "luthier_adapters",
     "loss": "luthier_losses",
@@ -113,4 +120,5 @@ HOOKS = {
     "penalty": "luthier_penalties",
     "trainer": "luthier_trainers",
     "benchmark": "luthier_benchmarks",
+    "engine": "luthier_engines",
 }

@@ -283,11 +283,18 @@ class BenchmarkRecord(Record):
     sample: str
 
 
+@attrs.frozen(kw_only=True)
+class EngineRecord(Record):
+    """The description of an engine, with which `luthier evaluate RUN --engine NAME` has prompts answered."""
+
+    kind: ClassVar[str] = "engine"
+
+
 RECORDS: Final[dict[str, type[Record]]] = {
     cls.kind: cls
     for cls in (
         *(AdapterRecord, LossRecord, OptimizerRecord, QuantizerRecord, ProviderRecord, CallbackRecord),
-        *(OperationRecord, ExporterRecord, MetricRecord, PenaltyRecord, TrainerRecord, BenchmarkRecord),
+        *(OperationRecord, ExporterRecord, MetricRecord, PenaltyRecord, TrainerRecord, BenchmarkRecord, EngineRecord),
     )
 }
 KINDS: Final = tuple(RECORDS)

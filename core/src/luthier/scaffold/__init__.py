@@ -32,6 +32,7 @@ SUMMARIES: Final = {
     "penalty": "Smooth absolute values of the trained weights.",
     "trainer": "A loop of its own, which learns the words of the prompts.",
     "benchmark": "Digits and letters, each to be continued.",
+    "engine": "Says the words of a prompt backwards.",
 }
 DATA: Final = ("tokens", "preference")  # kinds of rows for a loss
 REQUIREMENTS: Final = {  # requirements besides attrs and luthier, as they continue a TOML list
@@ -47,6 +48,7 @@ REQUIREMENTS: Final = {  # requirements besides attrs and luthier, as they conti
     "penalty": ', "torch>=2.11"',
     "trainer": ', "torch>=2.11"',
     "benchmark": "",
+    "engine": "",
 }
 EXTRAS: Final = {"provider": "[hosted]"}  # extras of luthier itself
 TAKEN: Final = frozenset(  # names that the templates import or define
@@ -57,6 +59,7 @@ TAKEN: Final = frozenset(  # names that the templates import or define
         "BenchmarkScore",
         "Callable",
         "Context",
+        "EngineQuestion",
         "Group",
         "Iterable",
         "Iterator",

@@ -13,7 +13,7 @@ from luthier.plugins.registry import Offer, Plugins, Source
 
 KINDS: Final = (
     *("loss", "adapter", "optimizer", "quantizer", "callback"),
-    *("operation", "exporter", "metric", "penalty", "trainer", "benchmark"),
+    *("operation", "exporter", "metric", "penalty", "trainer", "benchmark", "engine"),
 )
 
 
@@ -121,5 +121,10 @@ CHECKS: Final = {
     "provider": "luthier.testing.providers.provider_checks",
     "quantizer": "luthier.testing.quantizers.quantizer_checks",
     "benchmark": "luthier.testing.benchmarks.benchmark_checks",
-    **{kind: f"luthier.testing.kinds.{kind}_checks" for kind in KINDS if kind not in ("quantizer", "benchmark")},
+    "engine": "luthier.testing.engines.engine_checks",
+    **{
+        kind: f"luthier.testing.kinds.{kind}_checks"
+        for kind in KINDS
+        if kind not in ("quantizer", "benchmark", "engine")
+    },
 }

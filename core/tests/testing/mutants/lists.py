@@ -14,6 +14,7 @@ from mutants.records import (
     CALLBACK,
     CENTRED,
     COUPLED,
+    ENGINE,
     EXACT,
     EXPORTER,
     FROZEN_HEAD,
@@ -294,6 +295,19 @@ BENCHMARKS = [
     broken(BENCHMARK, "Trains", "leaves_the_model_alone", "another mode"),
 ]
 
+ENGINES = [
+    broken(ENGINE, "SaysNothing", "says_what_answers", "empty"),
+    broken(ENGINE, "SaysTooMuch", "says_what_answers", "one line"),
+    broken(ENGINE, "MixesUp", "answers_in_the_order_of_the_questions", "another order"),
+    broken(ENGINE, "Remembers", "answers_in_the_order_of_the_questions", "another order"),
+    broken(ENGINE, "LosesOne", "answers_in_the_order_of_the_questions", "4 answers"),
+    broken(ENGINE, "GivesBytes", "answers_in_the_order_of_the_questions", "not texts"),
+    broken(ENGINE, "IsSilent", "tells_its_progress", "0 of 5"),
+    broken(ENGINE, "TellsTwice", "tells_its_progress", "10 of 5"),
+    broken(ENGINE, "SaysTheSame", "reads_the_prompts", "answered by"),
+    broken(ENGINE, "NeverStops", "keeps_to_the_length", "characters"),
+]
+
 MUTANTS = [
     *_of_every_part(),
     *LOSSES,
@@ -307,4 +321,5 @@ MUTANTS = [
     *PENALTIES,
     *TRAINERS,
     *BENCHMARKS,
+    *ENGINES,
 ]

@@ -10,6 +10,7 @@ from luthier.plugins.records import (
     AdapterRecord,
     BenchmarkRecord,
     CallbackRecord,
+    EngineRecord,
     ExporterRecord,
     LossRecord,
     MetricRecord,
@@ -50,6 +51,11 @@ class CentredOptions:
 @attrs.frozen(kw_only=True)
 class LetterOptions:
     letters: int = option(8, help="Letters of the alphabet.", low=2, high=26)
+
+
+@attrs.frozen(kw_only=True)
+class MirrorOptions:
+    between: str = option(" ", help="Text between two words.")
 
 
 @attrs.frozen(kw_only=True)
@@ -233,7 +239,13 @@ BENCHMARK = BenchmarkRecord(
     build="mutants.benchmarks:Letters",
     sample="letters",
 )
-SIDES = (OPERATION, FROZEN_HEAD, EXPORTER, EXACT, SURPRISE, PENALTY, TOKEN_PENALTY, TRAINER, BENCHMARK)
+ENGINE = EngineRecord(
+    name="mutant-mirror",
+    summary="Says the words of a prompt backwards.",
+    options=MirrorOptions,
+    build="mutants.engines:Mirror",
+)
+SIDES = (OPERATION, FROZEN_HEAD, EXPORTER, EXACT, SURPRISE, PENALTY, TOKEN_PENALTY, TRAINER, BENCHMARK, ENGINE)
 SOUND: tuple[Record, ...] = (
     LOSS,
     COUPLED,

@@ -49,13 +49,17 @@ Tasks = Annotated[
     typer.Option("--tasks", help="Tasks of a benchmark, with commas between; rows are then measured with --data only."),
 ]
 Benchmark = Annotated[str, typer.Option(help="The benchmark that has the tasks: NAME, or {name: NAME, ...}.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="What answers instead of the weights, such as a server: {name: NAME, ...}. Answers alone count."),
+]
 
 
 def evaluate(
     path: Run, *, data: Rows = None, metrics: Metrics = None, step: Step = None, best: Best = False,
     against: Against = None, max_regression: Regression = None, gate: Gate = "eval_loss", resamples: Resamples = 1000,
     max_answers: Answers = None, max_new_tokens: NewTokens = None, device: Device = None, tasks: Tasks = None,
-    benchmark: Benchmark = "lm_eval", json: Json = False,
+    benchmark: Benchmark = "lm_eval", engine: Engine = None, json: Json = False,
     log_level: LogLevel = "warning", log_format: LogFormat = "console", log_file: LogFile = None,
 ) -> Any:  # fmt: skip
     """Measure a run or a model on held-out rows or benchmarks."""
@@ -70,6 +74,7 @@ def evaluate(
         path, data, metrics=[parse_value(text) for text in metrics or ()], step=step, best=best, against=against,
         max_regression=max_regression, gate=gate, resamples=resamples, max_answers=max_answers,
         max_new_tokens=max_new_tokens, device=device, tasks=split_names(tasks), benchmark=parse_value(benchmark),
+        engine=None if engine is None else parse_value(engine),
     )  # fmt: skip
     return Answer(
         document=evaluation.to_dict(),
@@ -96,7 +101,8 @@ def draw(screen: Console, result: Evaluation) -> None:
         table.add_row(name, _shown(number), *(_shown(other) for other in others))
     at = "" if result.step is None else f" after step {result.step}"
     over = f"{result.rows:,} {'row' if result.rows == 1 else 'rows'}" if result.rows else "tasks"
-    draw_section(screen, f"{result.path}{at}, {over}", table)
+    by = f", answered by {result.engine}" if result.engine else ""
+    draw_section(screen, f"{result.path}{at}, {over}{by}", table)
     if result.gate is not None:
         verdict, style = ("passes", "bold green") if result.gate.passed else ("fails", "bold red")
         allowed = f"allowed is {result.gate.max_regression:g}"

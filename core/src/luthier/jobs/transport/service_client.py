@@ -73,7 +73,8 @@ class ServiceClient:
     forgets a key that the service has refused (401); if `headers` then returns another key, the request is sent once
     more. `signer` signs requests, for services that require it. `tls` says which certificates are trusted and holds
     the user's own, for services with their own authority. Requests are spaced to `rate` a second, counted over all
-    clients of a manager and of other processes with the same folder of jobs. An address without TLS is refused unless
+    clients of a manager and of other processes with the same folder of jobs; at most `together` are on their way. An
+    answer may let `patience` seconds pass in silence. An address without TLS is refused unless
     it is this machine's own.
     """
 
@@ -89,6 +90,7 @@ class ServiceClient:
         clock: Clock | None = None,
         rate: float = 10.0,
         together: int = 8,
+        patience: float = 60.0,
         policy: RetryPolicy | None = None,
     ) -> None:
         check_address(base_url, f"{service}.base_url")
@@ -99,7 +101,8 @@ class ServiceClient:
         trusted = tls or _trusted_authorities(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
         auth: httpx.Auth | None = RenewedKeys(self._revealed, renew) if renew is not None else None
         auth = SignedRequests(signer) if signer is not None else auth
-        self._client = httpx.AsyncClient(timeout=TIMES, verify=trusted, follow_redirects=False, auth=auth)
+        self._times = httpx.Timeout(connect=5.0, read=patience, write=60.0, pool=10.0)
+        self._client = httpx.AsyncClient(timeout=self._times, verify=trusted, follow_redirects=False, auth=auth)
         self._bare = httpx.AsyncClient(timeout=FILE_TIMES, verify=trusted, follow_redirects=False)
 
     async def read_json(self, path: str, params: Any = None) -> Any:
@@ -204,7 +207,7 @@ class ServiceClient:
         link = f"{self.base_url}{call.path}"
         headers = {**self._revealed(), **call.headers}
         files = files or call.parts
-        times = FILE_TIMES if files else TIMES
+        times = FILE_TIMES if files else self._times
         async with self._pace.take_turn():
             with _Translated(self._where(call.method, call.path), self.base_url):
                 answer = await self._client.request(

@@ -22,6 +22,7 @@ from luthier.plugins.contracts.quantizer_protocol import Quantizer
 from luthier.plugins.contracts.side_protocols import (
     Benchmark,
     Callback,
+    Engine,
     Exporter,
     Metric,
     Operation,
@@ -274,5 +275,6 @@ PROTOCOLS: Final[Mapping[str, type]] = types.MappingProxyType(
         "penalty": Penalty,
         "trainer": Trainer,
         "benchmark": Benchmark,
+        "engine": Engine,
     }
 )

@@ -1,15 +1,15 @@
-"""The protocols of callbacks, operations, exporters, metrics, penalties, trainers and benchmarks."""
+"""The protocols of callbacks, operations, exporters, metrics, penalties, trainers, benchmarks and engines."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from luthier.errors import LuthierError
 from luthier.plugins.contracts.policy_protocol import Policy
-from luthier.plugins.contracts.values import BenchmarkScore, Group, TokenStatistics
+from luthier.plugins.contracts.values import BenchmarkScore, EngineQuestion, Group, TokenStatistics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,5 +178,31 @@ class Benchmark(Protocol):
 
         Raises:
             LuthierError: the rows of a task cannot be had.
+        """
+        ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A program that has the trained model loaded, such as a server, and answers prompts in the core's place."""
+
+    @abstractmethod
+    async def check(self) -> str:
+        """Return what answers, in words: the model and where it is. It is called before any row is read.
+
+        Raises:
+            LuthierError: it cannot answer.
+        """
+        ...
+
+    @abstractmethod
+    async def answer(self, questions: Sequence[EngineQuestion], advance: Callable[[int], None]) -> Sequence[str]:
+        """Return the text that follows each prompt, in the order of the questions, without special tokens.
+
+        The prompt's tokens are the model's exact input: nothing may be added to them. Call `advance(n)` when n more
+        questions are answered.
+
+        Raises:
+            LuthierError: a question was not answered.
         """
         ...

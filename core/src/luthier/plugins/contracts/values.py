@@ -185,6 +185,23 @@ class TokenStatistics:
 
 
 @attrs.frozen(kw_only=True)
+class EngineQuestion:
+    """A prompt that an engine continues: its tokens, and the `text` that the tokenizer makes them of.
+
+    `text` is None where no text gives exactly these tokens. The answer has at most `max_tokens` tokens and ends before
+    the first of `stop_tokens`. At a `temperature` of 0 it is made of the likeliest tokens; else they are drawn, by the
+    `seed` (below 2^63) if the engine can.
+    """
+
+    prompt: tuple[int, ...]
+    text: str | None = None
+    max_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+    stop_tokens: tuple[int, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
 class BenchmarkScore:
     """A number of one task: its `metric`, the `stderr` of its mean (None: not known), over `samples` examples.
 

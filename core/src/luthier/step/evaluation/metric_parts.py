@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 def settle_evaluation(setup: Setup, resolved: Resolved) -> None:
     """Set what an evaluation reports besides the loss: the perplexity, where its record says so, and metric parts."""
     setup.has_perplexity = bool(getattr(resolved.loss.record or resolved.loss.local, "perplexity", False))
-    setup.metrics = build_metrics(resolved, setup)
+    setup.metrics = build_metrics(resolved, sharded=setup.spread.strategy == "fsdp")
 
 
-def build_metrics(resolved: Resolved, setup: Setup) -> dict[str, BuiltMetric]:
+def build_metrics(resolved: Resolved, *, sharded: bool = False) -> dict[str, BuiltMetric]:
     """Return the recipe's metrics by the names that an evaluation reports them under (`eval_` before them).
 
-    Raises where two have one name, or one is the run's own; and for answers where the weights lie in shards.
+    Raises where two have one name, or one is the run's own; and for answers where the weights are `sharded`.
     """
     built: dict[str, BuiltMetric] = {}
     for i, part in enumerate(resolved.metrics):
@@ -36,7 +36,7 @@ def build_metrics(resolved: Resolved, setup: Setup) -> dict[str, BuiltMetric]:
         check_metric_names([part.name], where)
         if part.name in built:
             raise LuthierError("recipe-conflict", "this metric is named twice", where=where, found=part.name)
-        if record.over == "answers" and setup.spread.strategy == "fsdp":
+        if record.over == "answers" and sharded:
             problem = "a metric over answers generates, which sharded weights cannot"
             raise LuthierError("part-unsupported", problem, where=where, remedy="Set distributed.strategy: ddp.")
         built[part.name] = BuiltMetric(record=record, part=resolved.build(part))

@@ -22,6 +22,7 @@ from luthier.step.evaluation.unit_scores import score_units
 from luthier.training.best_metric import more_is_better, require_metric
 from luthier.training.reopen import as_trained
 from luthier.training.trained.benchmark_weights import find_benchmark, run_benchmark
+from luthier.training.trained.engine_answers import measure_engine
 from luthier.training.trained.weights_place import WeightsPlace
 from luthier.training.trained.weights_setup import WEIGHTS, Weights, measured_recipe, set_up_weights
 
@@ -35,7 +36,8 @@ class Measuring:
     """How weights are measured: over the rows at `data` (None: the run's validation rows), with `metrics` added.
 
     `resamples` are drawn for an interval; 0: none. `gate` is the number that may be worse by `max_regression`.
-    With `tasks` of a `benchmark` rows are measured only where `data` is given.
+    With `tasks` of a `benchmark` rows are measured only where `data` is given. With an `engine` nothing but metrics
+    over its answers is measured.
     """
 
     data: str | None = None
@@ -48,6 +50,7 @@ class Measuring:
     max_regression: float | None = None
     tasks: tuple[str, ...] = ()
     benchmark: str | Mapping[str, Any] = "lm_eval"
+    engine: Any = None
 
     @property
     def has_rows(self) -> bool:
@@ -89,7 +92,7 @@ class Gate:
 class Evaluation:
     """The numbers of trained weights over `rows` units and over tasks; `against`: the others' numbers.
 
-    `differences` are ours less theirs.
+    `differences` are ours less theirs. `engine` says in words what answered instead of the weights.
     """
 
     path: str
@@ -100,6 +103,7 @@ class Evaluation:
     against: dict[str, Number] = attrs.field(factory=dict)
     differences: dict[str, Number] = attrs.field(factory=dict)
     gate: Gate | None = None
+    engine: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -132,7 +136,9 @@ def evaluate_weights(place: WeightsPlace, how: Measuring, other: WeightsPlace | 
         raise LuthierError("recipe-missing", "a regression is one against other weights", where="--against",
                            remedy="Give a run or a model with --against.")  # fmt: skip
     benchmark = find_benchmark(how.benchmark, how.tasks) if how.tasks else None
-    if how.has_rows:
+    if how.engine is not None:
+        evaluation, directions = _evaluate_engine(place, how, other)
+    elif how.has_rows:
         evaluation, directions = _evaluate_rows(place, how, other)
     else:
         against = None if other is None else _shown(other)
@@ -167,6 +173,24 @@ def _evaluate_rows(
     if how.gate in evaluation.differences and how.gate not in directions:
         directions[how.gate] = more_is_better(recipe, how.gate)
     return evaluation, directions
+
+
+def _evaluate_engine(
+    place: WeightsPlace, how: Measuring, other: WeightsPlace | None
+) -> tuple[Evaluation, dict[str, bool | None]]:
+    """Return the metrics over the answers of an engine, to the prompts of the rows that weights would answer."""
+    for option, given in (("--against", other), ("--tasks", how.tasks), ("--device", how.device)):
+        if given:
+            problem = "an engine answers for the one model that it has, and nothing else is measured"
+            raise LuthierError("recipe-conflict", problem, where=option, remedy="Leave it or --engine out.")
+    weights = Weights.of_place(place, how.data)
+    recipe = measured_recipe(weights, _changes(weights.recipe, how), how.data)
+    found = measure_engine(recipe, how.engine, separate=how.data is not None, most=how.max_new_tokens)
+    measured = Measured(units=found.rows, scores=found.scores, others={}, directions=found.directions)
+    numbers = _numbers(measured, recipe.seed, how)
+    return Evaluation(
+        path=_shown(place), step=place.step, rows=found.rows, engine=found.engine, metrics=numbers
+    ), found.directions
 
 
 def _add_tasks(

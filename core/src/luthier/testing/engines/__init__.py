@@ -1,0 +1,1 @@
+"""Checks of engines, and the questions that they are asked."""
