@@ -8,10 +8,12 @@ import torch
 from luthier import Context
 from torch import Tensor
 
-from luthier_osft.complement import complement_tensors
+from luthier_osft.complement import Complement, complement_tensors
+from luthier_osft.eigenvectors import outer_eigenpairs
 
-VERSION = 1  # of the cached tensors; part of their key
-CONDITIONED = 1e-10  # smallest over largest eigenvalue of W^T W from which W v is orthogonal to the others to 1e-11
+VERSION = 2  # of the cached tensors; part of their key
+Sides = tuple[dict[str, Tensor], dict[str, Tensor]]  # tensors of complements: of the short side, of the long one
+CONDITIONED = 1e-10  # eigenvalue of W^T W over the largest from which W v is orthogonal to the others to 1e-11
 
 
 def hash_weight(weight: Tensor) -> str:
@@ -36,29 +38,58 @@ def decompose(weight: Tensor, rank: int, *, tails: bool = False) -> dict[str, Te
     values follow: `tail.out` [out, r], `tail.values` [r], `tail.in` [r, in]. They are computed in float64, and returned
     in the dtype of the weight.
 
-    The right vectors are eigenvectors of W^T W (or the left ones of W W^T, if that is smaller). The vectors of the
-    other side are W V, orthonormalised from the largest direction to the smallest, so that they match even if singular
-    values are equal or zero. For a square weight that is far from singular only the smallest ones of W V are needed.
+    The right vectors are eigenvectors of W^T W (or the left ones of W W^T, if that is smaller): the last ones, or the
+    first ones if those are fewer. The vectors of the other side are W V, orthonormalised from the largest direction to
+    the smallest, so that they match even if singular values are equal or zero. All eigenvectors are needed for that
+    only if some of the preserved directions may be next to zero.
     """
     tall = weight.shape[0] >= weight.shape[1]
     long = (weight if tall else weight.T).to(_wide_place(weight), torch.float64)  # [long, short]
-    squares, vectors = torch.linalg.eigh(long.T @ long)
-    vectors = vectors.flip(1)  # [short, short], the largest first
-    head, tail = vectors[:, :rank], vectors[:, rank:]
-    is_basis = 0 < tail.shape[1] <= rank  # the short side stores the basis itself
-    near = {"basis": tail} if is_basis else complement_tensors(head)
-    if is_basis and long.shape[0] == long.shape[1] and squares[0] > CONDITIONED * squares[-1]:
-        far = {"basis": torch.linalg.qr(long @ tail).Q}
+    sides = None if tails else _partial_sides(long, rank)
+    if sides is not None:
+        tensors = _name_sides(sides, tall)
     else:
-        far = complement_tensors(long @ head)
-    outer, inner = (far, near) if tall else (near, far)
-    tensors = {f"out.{name}": tensor for name, tensor in outer.items()}
-    tensors |= {f"in.{name}": tensor for name, tensor in inner.items()}
-    if tails:
-        left, values = _paired(long, head, tail)
-        left, right = (left, tail) if tall else (tail, left)
-        tensors |= {"tail.out": left, "tail.values": values, "tail.in": right.T}
+        head, tail = _split_directions(long, rank)
+        near = {"basis": tail} if 0 < tail.shape[1] <= rank else complement_tensors(head)
+        tensors = _name_sides((near, complement_tensors(long @ head)), tall)
+        tensors |= _name_tails(long, head, tail, tall) if tails else {}
     return {name: tensor.to(weight.device, weight.dtype).contiguous() for name, tensor in tensors.items()}
+
+
+def _name_sides(sides: Sides, tall: bool) -> dict[str, Tensor]:
+    """Return the tensors of the short and of the long side under the names of `decompose`."""
+    outer, inner = reversed(sides) if tall else sides
+    tensors = {f"out.{name}": tensor for name, tensor in outer.items()}
+    return tensors | {f"in.{name}": tensor for name, tensor in inner.items()}
+
+
+def _split_directions(long: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the first `rank` vectors of the short side and the others, from the largest to the smallest."""
+    vectors = outer_eigenpairs(long, long.shape[1], largest=True).vectors.flip(1)
+    return vectors[:, :rank], vectors[:, rank:]
+
+
+def _partial_sides(long: Tensor, rank: int) -> Sides | None:
+    """Return the complements on the short and on the long side, or None where they need all directions."""
+    count = long.shape[1] - rank
+    if not 0 < count <= rank:  # the directions themselves are fewer
+        head = outer_eigenpairs(long, rank, largest=True).vectors.flip(1)
+        return complement_tensors(head), complement_tensors(long @ head)
+    pairs = outer_eigenpairs(long, count, largest=False)
+    tail, least = {"basis": pairs.vectors}, CONDITIONED * pairs.bound
+    if long.shape[0] == long.shape[1] and pairs.values[0] > least:
+        return tail, {"basis": torch.linalg.qr(long @ pairs.vectors).Q}
+    if pairs.values[-1] <= least:
+        return None
+    others = Complement(long.shape[1], complement_tensors(pairs.vectors)).project(long)
+    return tail, complement_tensors(others)
+
+
+def _name_tails(long: Tensor, head: Tensor, tail: Tensor, tall: bool) -> dict[str, Tensor]:
+    """Return the other triplets under the names of `decompose`."""
+    far, values = _paired(long, head, tail)
+    left, right = (far, tail) if tall else (tail, far)
+    return {"tail.out": left, "tail.values": values, "tail.in": right.T}
 
 
 def _paired(long: Tensor, head: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
