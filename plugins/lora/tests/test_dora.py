@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier_lora.layers import Form, Switch
+from luthier_lora.product import rescaled_product
 from luthier_lora.wrappers import DoraLayer, LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -72,6 +73,59 @@ def test_norm_in_float32_is_as_good_as_the_matrix_written_out():
     layer.load_state_dict({name: t.float() for name, t in exact.state_dict().items()})
     layer.base_square.copy_(exact.base_square)
     torch.testing.assert_close(layer.norm().double(), exact.norm(), rtol=1e-6, atol=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 24), st.integers(1, 24), st.floats(0.01, 2), st.integers(0, 2**16))
+def test_norm_for_bfloat16_outputs_is_off_by_less_than_their_rounding_of_the_update(inputs, outputs, scale, seed):
+    torch.manual_seed(seed)
+    layer = made(nn.Linear(inputs, outputs).bfloat16(), 3, scale, dtype=torch.float32)
+    update = (scale * layer.lora_B.weight.abs() @ layer.lora_A.weight.abs()).norm(dim=1)
+    bound = 2**-7 * update * layer.base_weight().norm(dim=1) / layer.norm() + 1e-5 * layer.norm()
+    assert ((layer.norm(torch.bfloat16) - layer.norm()).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5)])
+def test_rescaled_product_has_the_value_and_gradients_of_its_formula(shape, bias):
+    torch.manual_seed(0)
+    result = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    magnitude = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    norm = torch.rand(5, dtype=torch.float64) + 0.5
+    offset = torch.randn(5, dtype=torch.float64, requires_grad=True) if bias else None
+    inputs = [result, magnitude] + ([] if offset is None else [offset])
+    plain = 0.0 if offset is None else offset
+    expected = magnitude / norm * (result - plain) + plain
+    rescaled = rescaled_product(result, magnitude, norm, offset)
+    torch.testing.assert_close(rescaled, expected, rtol=1e-12, atol=1e-12)
+    cotangent = torch.randn(shape, dtype=torch.float64)
+    for ours, theirs in zip(
+        torch.autograd.grad(rescaled, inputs, cotangent), torch.autograd.grad(expected, inputs, cotangent), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_change_too_small_for_a_bfloat16_factor_reaches_the_outputs():
+    torch.manual_seed(0)
+    result, norm = torch.randn(4000, 8, dtype=torch.bfloat16), torch.ones(8)
+    rescaled = rescaled_product(result, norm * 1.003, norm, None)
+    assert torch.tensor(1.003).bfloat16() == 1
+    rounded_once = (result.double() * 1.003).bfloat16()
+    assert (rescaled == rounded_once).float().mean() > 0.98
+    assert (rescaled != result).float().mean() > 0.3
+
+
+def test_magnitude_equal_to_the_norm_leaves_a_product_bit_for_bit():
+    torch.manual_seed(0)
+    result, norm, bias = torch.randn(16, 8, dtype=torch.bfloat16), torch.rand(8) + 0.1, torch.randn(8)
+    assert torch.equal(rescaled_product(result, norm.clone(), norm, bias.bfloat16()), result)
+
+
+def test_gradient_of_a_magnitude_is_summed_in_float32():
+    result = torch.ones(4096, 3, dtype=torch.bfloat16)
+    magnitude = torch.ones(3, requires_grad=True)
+    rescaled_product(result, magnitude, torch.ones(3), None).sum().backward()
+    assert torch.equal(magnitude.grad, torch.full((3,), 4096.0))  # a sum in bfloat16 would end at 256
 
 
 @pytest.mark.parametrize("base", [nn.Linear(7, 5), nn.Linear(7, 5, bias=False), Conv1D(5, 7), Conv1D(6, 6)])

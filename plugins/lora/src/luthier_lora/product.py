@@ -35,6 +35,15 @@ def adapted_product(
         return _Product.apply(x, weight_tensor, bias, a, b, scale * more, mask, lend)
 
 
+def rescaled_product(result: Tensor, magnitude: Tensor, norm: Tensor, bias: Tensor | None) -> Tensor:
+    """Return m / n (result - bias) + bias, [..., out]. result is [..., out]; m, n and bias are [out], n is constant.
+
+    The result gets (m / n - 1) times itself, so that it stays the same bit for bit where m is n, and a small change is
+    not lost in the 8 bits that a bfloat16 factor near one has. The gradient of m has the dtype of m.
+    """
+    return _Rescaled.apply(result, magnitude, norm, bias)
+
+
 def kept_elements(x: Tensor, dropout: float) -> tuple[Tensor, float]:
     """Return a mask like x, False with probability `dropout`, and the scale that keeps the mean.
 
@@ -109,3 +118,32 @@ class _Product(torch.autograd.Function):
                 grad_x.addcmul_(lowered @ a.to(dtype), mask)
             grad_x = grad_x.view(ctx.shape)
         return grad_x, None, grad_bias, grad_a, grad_b, None, None, None
+
+
+class _Rescaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, magnitude: Tensor, norm: Tensor, bias: Tensor | None) -> Tensor:
+        change = magnitude / norm - 1
+        factor = change.to(result.dtype)
+        ctx.save_for_backward(result if ctx.needs_input_grad[1] else None, change, norm, bias)
+        scaled = torch.addcmul(result, result, factor)
+        return scaled if bias is None else scaled.sub_(factor * bias.to(result.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        result, change, norm, bias = ctx.saved_tensors
+        needs, grad_result, grad_magnitude, grad_bias = ctx.needs_input_grad, None, None, None
+        if needs[1]:
+            own = grad * result if bias is None else grad * (result - bias.to(result.dtype))
+            grad_magnitude = _sum_rows(own).to(change.dtype) / norm
+        if needs[0]:
+            grad_result = torch.addcmul(grad, grad, change.to(grad.dtype))
+        if needs[3]:
+            grad_bias = (_sum_rows(grad) * -change).to(bias.dtype)
+        return grad_result, grad_magnitude, None, grad_bias
+
+
+def _sum_rows(tensor: Tensor) -> Tensor:
+    """Return the sum [out] of all rows of a tensor [..., out], which torch adds up in float32 or better."""
+    return tensor.reshape(-1, tensor.shape[-1]).sum(0)

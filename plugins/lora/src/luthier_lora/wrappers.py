@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from luthier_lora.kept import free_bias, has_bias, with_bias
 from luthier_lora.layers import Dequantize, Factor, Form, Switch, compute_dtype, dense_weight, is_dense, sizes_of
-from luthier_lora.product import adapted_product, applies, lends
+from luthier_lora.product import FAST, adapted_product, applies, lends, rescaled_product
 
 
 class LoraLayer(nn.Module):
@@ -64,7 +64,8 @@ class LoraLayer(nn.Module):
             factors = self.scaled_a, self.scaled_b
             dropout = self.lora_dropout.p if self.training else 0.0
             weight = dense_weight(base) if is_dense(base) else base.lend_weight
-            return adapted_product(x, weight, getattr(base, "bias", None), *factors, self.scale, dropout)
+            product = adapted_product(x, weight, getattr(base, "bias", None), *factors, self.scale, dropout)
+            return self.finish(product)
         if self.first_bias is not None and not self.switch.enabled:
             return with_bias(self.base_layer, self.first_bias, x, *args, **kwargs)
         result = self.base_layer(x, *args, **kwargs)
@@ -76,7 +77,11 @@ class LoraLayer(nn.Module):
 
     def adapted(self, x: Tensor, result: Tensor) -> Tensor:
         """Return the base layer's `result` [..., out] with the update of `x` [..., in]."""
-        return result + self.update(x).to(result.dtype)
+        return self.finish(result + self.update(x).to(result.dtype))
+
+    def finish(self, product: Tensor) -> Tensor:
+        """Return the output [..., out] for the product with the adapted weight and the bias."""
+        return product
 
     def update(self, x: Tensor) -> Tensor:
         """Return scale B A x [..., out]. It is scaled last, as in PEFT, so that float32 results have the same bits."""
@@ -174,43 +179,42 @@ class DoraLayer(LoraLayer):
     def own(self) -> dict[str, nn.Parameter]:
         return {**super().own(), "lora_magnitude_vector": self.lora_magnitude_vector}
 
-    def is_product(self, x: Tensor) -> bool:
-        """Return False: base product and update are scaled separately."""
-        return False
-
     @torch.no_grad()
     def begin(self) -> None:
         """Set each magnitude to the norm of its row, after A and B are drawn."""
         self.lora_magnitude_vector.copy_(self.norm())
 
     @torch.no_grad()
-    def norm(self) -> Tensor:
+    def norm(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the norm [out] of each row of W + scale B A, without forming it, and without gradient (section 4.3).
 
         n^2 = |W|^2 + 2 scale rowsum((W A^T) o B) + scale^2 rowsum((B A A^T) o B). It is kept above the rounding error
         of the sum, so that a row of zeros causes no division by zero.
+
+        If the layer's output is bfloat16 or float16 (`dtype`), so is W A^T of a dense weight: its rounding changes n by
+        at most |scale B A| / |W| times that of the output. To read W in float32 would take a twentieth of a step.
         """
         a, b = self.lora_A.weight, self.scaled_b
         device = "cpu" if a.is_meta else a.device.type  # autocast has no meta device
         with torch.autocast(device, enabled=False):
-            weight = self.base_weight().to(a.dtype)
-            own = self.base_square if is_dense(self.base_layer) else weight.square().sum(1)  # a schedule may change it
-            cross = functional.linear(weight, a)  # [out, r] W A^T
+            if is_dense(self.base_layer):
+                own, used = self.base_square, dtype if dtype in FAST else a.dtype
+                cross = functional.linear(dense_weight(self.base_layer).to(used), a.to(used)).to(a.dtype)  # [out, r]
+            else:
+                weight = self.base_weight().to(a.dtype)
+                own, cross = weight.square().sum(1), functional.linear(weight, a)  # a schedule may change the weight
             inner = 2 * self.scale * cross + self.scale**2 * functional.linear(b, a @ a.T)  # a @ a.T is symmetric
             square = own + (inner * b).sum(1)
         bounds = torch.finfo(a.dtype)
         return square.maximum(own * bounds.eps + bounds.tiny).sqrt()
 
-    def adapted(self, x: Tensor, result: Tensor) -> Tensor:
-        """Return `result` with the update, written as a change, so that it is exactly `result` before the first step.
+    def finish(self, product: Tensor) -> Tensor:
+        """Scale the rows, written as a change, so that the product stays as it is before the first step.
 
         Dropout applies to the update only. PEFT, like the paper's code, computes the base layer again on the dropped
         inputs.
         """
-        update = self.update(x)
-        ratio = (self.lora_magnitude_vector / self.norm()).to(update.dtype)  # [out] m / n
-        product = result if self.bias is None else result - self.bias  # W x
-        return result + ((ratio - 1) * product.to(update.dtype) + ratio * update).to(result.dtype)
+        return rescaled_product(product, self.lora_magnitude_vector, self.norm(product.dtype), self.bias)
 
     def folded(self) -> Tensor:
         weight = super().folded()
