@@ -37,6 +37,12 @@ def _is_plain(tokenizer: Any) -> bool:
     return own is transformers.PreTrainedTokenizerBase.apply_chat_template
 
 
+def renders_plainly(tokenizer: Any, settings: Settings) -> bool:
+    """Return True if `render_messages` renders by the text of the template and by these settings, and nothing else."""
+    own = hasattr(tokenizer, "render_tagged")  # of a tokenizer that was read without transformers
+    return (own or _is_plain(tokenizer)) and not settings.keys() & OWN
+
+
 def _render_plain(
     tokenizer: Any, given: str | None, messages: Messages, tools: Any, prompt: bool, settings: Settings
 ) -> str:

@@ -7,14 +7,23 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
 import attrs
 
-from luthier.data.template_calls import NONE, Messages, Settings, guard_rendering, render_messages
+from luthier.data.template_calls import (
+    NONE,
+    Messages,
+    Settings,
+    guard_rendering,
+    render_messages,
+    renders_plainly,
+)
 from luthier.data.tokenise.rendered_parts import PartFinder
+from luthier.data.tokenise.shapes.row_plans import RowPlans
+from luthier.data.tokenise.shapes.symbolic_text import Piece, Trace, UnknownText
 from luthier.data.tokenise.thoughts import BLOCK, KEYS, join_thought
 from luthier.errors import LuthierError
 
@@ -37,6 +46,7 @@ class ChatTemplate:
     # the same template with other settings, by these settings
     others: dict[str, ChatTemplate] = attrs.field(factory=dict, eq=False, repr=False)
     parts: PartFinder = attrs.field(factory=PartFinder, eq=False, repr=False)  # finds which parts of a row it writes
+    plans: RowPlans = attrs.field(factory=RowPlans, eq=False, repr=False)  # what it writes for shapes of rows
 
     def with_settings(self, settings: Mapping[str, Any]) -> ChatTemplate:
         """Return the template with these variables over its own, probed like any other."""
@@ -75,6 +85,19 @@ class ChatTemplate:
     def render(self, messages: Messages, tools: list[dict[str, Any]] | None = None, prompt: bool = False) -> str:
         """Return the conversation as text; with `prompt`, up to where the assistant's next answer begins."""
         return render_messages(self.tokenizer, self.given, messages, tools, prompt, self.settings)
+
+    def trace(self, roles: Sequence[str], trace: Trace, prompt: bool = False) -> tuple[Piece, ...]:
+        """Return what `render` writes for messages of these roles, with slots in the places of their contents.
+
+        `trace` gets what the template asks about the contents. Raises UnknownText if that cannot be followed.
+        """
+        from luthier.data.tokenise.shapes.template_trace import trace_template
+
+        if not renders_plainly(self.tokenizer, self.settings):
+            raise UnknownText
+        variables = {**self.tokenizer.special_tokens_map, **self.settings, "add_generation_prompt": prompt}
+        text = self.tokenizer.get_chat_template(self.given, None)
+        return trace_template(text, roles, trace, {**variables, "tools": None, "documents": None})
 
     def tagged_spans(
         self, messages: Messages, tools: list[dict[str, Any]] | None = None

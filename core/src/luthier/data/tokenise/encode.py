@@ -13,6 +13,7 @@ from luthier.data.examples import IGNORED, TokenExample
 from luthier.data.formats.forms import Completion, Document
 from luthier.data.read.row import broken_row
 from luthier.data.template_calls import typed_reason
+from luthier.data.tokenise.byte_tokens import ByteTokens, find_core
 from luthier.data.tokenise.supervised_spans import Rendered, Span
 from luthier.errors import LuthierError
 
@@ -30,13 +31,17 @@ class Encoder:
     specials: frozenset[int] = frozenset()
     decodes: bool = False  # True if it decodes exactly as the library tokenizers does
     known: dict[str, list[int]] = attrs.field(factory=dict)
+    octets: ByteTokens | None = None  # the bytes of its tokens, if they stand for bytes
 
     @classmethod
     def of(cls, tokenizer: Any) -> Encoder:
         bos = tokenizer.bos_token_id
         plain = tokenizer("a")["input_ids"]
         adds = bos is not None and len(plain) > 1 and plain[0] == bos
-        return cls(tokenizer, bos, adds, frozenset(tokenizer.added_tokens_decoder), _decodes_plainly(tokenizer))
+        specials, decodes = frozenset(tokenizer.added_tokens_decoder), _decodes_plainly(tokenizer)
+        core = find_core(tokenizer) if decodes or not hasattr(tokenizer, "backend_tokenizer") else None
+        octets = None if core is None else ByteTokens.of(tokenizer, core, specials)
+        return cls(tokenizer, bos, adds, specials, decodes, octets=octets)
 
     def prompt(self, text: str) -> list[int]:
         """Return the tokens of a prompt as training puts them before an answer: one BOS, and nothing after it."""
@@ -76,14 +81,35 @@ class Encoder:
             check_text(text)
         if not texts:
             return [], set()
-        tokenised = self._whole(texts)
-        wrong, lossy = self._unproven(texts, tokenised)
-        for i in wrong:
-            tokenised[i] = self._piecewise(texts[i])
-        lossy |= self._unproven([texts[i] for i in wrong], [tokenised[i] for i in wrong], wrong)[1]
+        tokenised, lossy = self._tokenised(texts)
         made = [self._labelled(text, ids, spans or []) for text, (ids, spans) in zip(texts, tokenised, strict=True)]
         lacking = (i for i, example in enumerate(made) if i in lossy or self._lacks(texts[i], example))
         return made, {texts[i].where for i in lacking}
+
+    def _tokenised(self, texts: Sequence[Rendered]) -> tuple[list[Tokenised], set[int]]:
+        """Return the proven tokens of each text, and the texts that no tokens reproduce.
+
+        What the tokens' bytes do not prove is tokenised again with offsets, and proven by decoding.
+        """
+        quick = self._quick(texts)
+        rest = [i for i, one in enumerate(quick) if one is None]
+        slow = [texts[i] for i in rest]
+        tokenised = self._whole(slow) if slow else []
+        wrong, lossy = self._unproven(slow, tokenised)
+        for i in wrong:
+            tokenised[i] = self._piecewise(slow[i])
+        lossy |= self._unproven([slow[i] for i in wrong], [tokenised[i] for i in wrong], wrong)[1]
+        others = iter(tokenised)
+        return [next(others) if one is None else one for one in quick], {rest[i] for i in lossy}
+
+    def _quick(self, texts: Sequence[Rendered]) -> Sequence[Tokenised | None]:
+        """Return the tokens of texts that their bytes prove, and None for the others."""
+        if self.octets is None:
+            return [None] * len(texts)
+        try:
+            return self.octets.encode(texts, self._alone)
+        except Exception:  # of the tokenizer, which refuses a text: the slower way finds out which
+            return [None] * len(texts)
 
     def _lacks(self, text: Rendered, example: TokenExample) -> bool:
         """Return True if a supervised character has no token."""

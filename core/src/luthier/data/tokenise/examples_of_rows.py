@@ -111,7 +111,7 @@ class Maker:
         lost = lost_parts(texts)
         made.unrendered.update(part.role for part in lost)
         made.changes.update(["unrendered"] * bool(lost))
-        made.changes.update(remarks)
+        made.changes.update(sorted(remarks))
         made.changes.update(["parted"] * (len(drafts) > 1 and "weighted" not in remarks))
 
     def _drafts(self, form: Form, made: Made) -> list[Draft]:

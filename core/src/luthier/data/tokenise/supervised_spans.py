@@ -48,6 +48,10 @@ def render_conversation(form: Conversation, template: ChatTemplate, everything: 
 
     Each supervised span ends with the template's stop token; if the template writes none, the EOS token is inserted.
     """
+    filled = None if everything else template.plans.fill(form, template)
+    if filled is not None:
+        text, spans = filled
+        return [Rendered(text=text, spans=spans, where=form.where)]
     try:
         given = form.with_messages(_bare(message, template) for message in form.messages)
         made, foreign = _rendered(given, template, everything)
@@ -55,6 +59,8 @@ def render_conversation(form: Conversation, template: ChatTemplate, everything: 
     except LuthierError as error:
         raise _at_message(error, form, template).at(form.where) from None
     if not lost and not foreign:
+        if len(made) == 1 and not everything and not made[0].remarks:
+            template.plans.learn(form, template, made[0].text, made[0].spans)
         return made
     last = last_answer(form)
     needed = (*foreign, *(part for part in lost if part.index <= last))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final
 
 import jinja2
@@ -13,6 +12,8 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
 import jinja2.utils
+
+from luthier.timestamp import format_now
 
 THOUGHTS: Final = ("reasoning_content", "thinking", "reasoning")  # names of a message's thought, the standard one first
 
@@ -106,13 +107,18 @@ def _with_thoughts(message: dict[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=64)
 def _compile(template: str) -> jinja2.Template:
-    sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
-    )
+    return new_sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment).from_string(template)
+
+
+def new_sandbox(
+    kind: type[jinja2.sandbox.ImmutableSandboxedEnvironment],
+) -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    """Return a sandbox of a class with the tags, filters and functions that chat templates use."""
+    sandbox = kind(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols])
     sandbox.filters["tojson"] = _to_json
-    sandbox.globals |= {"raise_exception": _refuse, "strftime_now": _format_now}
+    sandbox.globals |= {"raise_exception": _refuse, "strftime_now": format_now}
     sandbox.globals |= {"namespace": GuardedNamespace, "dict": DictMaker()}
-    return sandbox.from_string(template)
+    return sandbox
 
 
 def _to_json(
@@ -124,7 +130,3 @@ def _to_json(
 
 def _refuse(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-def _format_now(form: str) -> str:
-    return datetime.now().strftime(form)
