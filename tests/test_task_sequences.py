@@ -1,10 +1,14 @@
 """Sequences of two tasks: what the first decides holds for both, and two ranks train what one does."""
 
 import json
+from pathlib import Path
 
 import luthier
 import pytest
+import torch
 from luthier.runs.writing.record import read_record
+from luthier.testing.ranks import in_ranks
+from safetensors.torch import load_file
 
 ANSWERS = {"one": ("1", "2", "3"), "two": ("no", "yes", "maybe")}
 DECIDED = {
@@ -51,3 +55,30 @@ def test_ranks_that_the_first_task_chose_by_its_rows_hold_for_both_and_open(sequ
     first, second = (part_decisions(run) for run in report.runs)
     assert first == second != part_decisions(alone.output_path)
     assert luthier.generate(report.runs[1], "3 and", max_new_tokens=2) is not None
+
+
+def in_turn(settings):
+    return [str(run) for run in luthier.continual(settings).runs]
+
+
+SHARDED = {
+    "full": {"name": "full"},
+    "lora": {"name": "lora", "r": 4, "lora_dropout": 0.0, "init_lora_weights": "pissa"},
+    "slao": {"name": "slao", "r": 4},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARDED)
+def test_two_sharded_ranks_train_both_tasks_as_one_process_does(sequence, model_folder, tmp_path, name):
+    exact = {"model": {"name_or_path": str(model_folder), "dtype": "float64"}, "adapter": SHARDED[name]}
+    settings = {**sequence, **exact, "merge": name != "full"}
+    alone = luthier.continual(settings, output_dir=tmp_path / "alone")
+    (one, other) = in_ranks(2, in_turn, {**settings, "distributed": "fsdp", "output_dir": str(tmp_path / "ranks")})
+    assert one == other
+    for run, sharded in zip(alone.runs, map(Path, one), strict=True):
+        losses = [read_record(path)["result"]["loss_history"] for path in (run, sharded)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+        folder = "model" if name == "full" else "merged"
+        weights, others = (load_file(path / folder / "model.safetensors") for path in (run, sharded))
+        assert all(torch.allclose(weights[key], others[key], atol=1e-9) for key in weights)

@@ -1,13 +1,20 @@
 """Tasks one after the other: each decomposes what the one before has left."""
 
+import json
+import shutil
+from pathlib import Path
+
 import luthier
 import pytest
 import torch
 import torch.distributed as dist
 from luthier import LuthierError
+from luthier.runs.writing.record import read_record
 from luthier.testing import contexts
 from luthier.testing.ranks import in_ranks
 from luthier_osft import Osft, adapter
+from luthier_osft.audit import audit_model
+from luthier_osft.decompose import decompose, decomposed_shapes
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_module
@@ -104,16 +111,84 @@ def in_turn(settings):
     return [str(run) for run in luthier.continual(settings).runs]
 
 
+SPREAD = {
+    "core-fsdp": (Osft(), "fsdp"),
+    "factored-fsdp": (Osft(form="factored"), "fsdp"),
+    "schedule-fsdp": (Osft(rank_rule="schedule"), "fsdp"),
+    "importance-fsdp": (Osft(rank_rule="importance", unfreeze_rank_ratio=0.5), "fsdp"),
+    "non-targets-fsdp": (Osft(train_non_targets=True), "fsdp"),
+    "core-ddp": (Osft(), "ddp"),
+    "factored-ddp": (Osft(form="factored"), "ddp"),
+}
+
+
+@pytest.fixture
+def exact_sequence(sequence, model_folder):
+    """The same sequence in float64."""
+    return {**sequence, "model": {"name_or_path": str(model_folder), "dtype": "float64"}, "eval_base": False}
+
+
 @pytest.mark.slow
-def test_two_ranks_train_the_sequence_that_one_does(sequence, tmp_path, model_folder):
-    exact = {"model": {"name_or_path": str(model_folder), "dtype": "float64"}, "adapter": Osft(), "eval_base": False}
-    alone = luthier.continual({**sequence, **exact, "output_dir": str(tmp_path / "alone")})
-    spread = {**sequence, **exact, "output_dir": str(tmp_path / "ranks"), "distributed": "ddp"}
-    for runs in in_ranks(2, in_turn, spread):
-        assert len(runs) == 2
-    for one, name in zip(alone.runs, ("task-00-one", "task-01-two"), strict=True):
-        own, other = merged(one), merged(tmp_path / "ranks" / name)
-        assert all(torch.allclose(own[n], other[n], atol=1e-9) for n in own)
+@pytest.mark.parametrize("name", SPREAD)
+def test_two_ranks_train_the_sequence_that_one_does(exact_sequence, tmp_path, name):
+    options, strategy = SPREAD[name]
+    settings = {**exact_sequence, "adapter": options}
+    alone = luthier.continual({**settings, "output_dir": str(tmp_path / "alone")}).runs
+    spread = {**settings, "output_dir": str(tmp_path / "ranks"), "distributed": strategy}
+    ranks, other_ranks = in_ranks(2, in_turn, spread)
+    assert ranks == other_ranks
+    for one, other in zip(alone, map(Path, ranks), strict=True):
+        losses = [read_record(run)["result"]["loss_history"] for run in (one, other)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+        own, others = merged(one), merged(other)
+        assert own.keys() == others.keys()
+        assert all(torch.allclose(own[n], others[n], atol=1e-9) for n in own)
+    shares = [audit_model(runs[0] / "merged", runs[1]) for runs in (alone, [Path(run) for run in ranks])]
+    for one, other in zip(*(audit.layers for audit in shares), strict=True):
+        assert one.holds and other.holds and one.preserved == other.preserved
+        assert (one.left, one.right) == pytest.approx((other.left, other.right), rel=1e-3)
+        assert one.change == pytest.approx(other.change, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (12, 8), (5, 20)])
+@pytest.mark.parametrize("tails", [False, True])
+def test_ranks_that_wait_for_a_decomposition_know_its_shapes(shape, tails):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for rank in range(min(shape)):
+        made = {name: tuple(tensor.shape) for name, tensor in decompose(weight, rank, tails=tails).items()}
+        assert made == decomposed_shapes(weight, rank, tails=tails)
+
+
+def cut_back(run, step):
+    """Make a finished run one that was stopped after a step."""
+    record = json.loads((run / "run.json").read_text())
+    unfinished = {name: value for name, value in record.items() if name != "result"}
+    (run / "run.json").write_text(json.dumps({**unfinished, "state": "stopped"}))
+    for name in ("adapter", "merged", "task-state"):
+        shutil.rmtree(run / name)
+    for folder in (run / "checkpoints").iterdir():
+        if int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["core", "factored"])
+def test_sharded_ranks_resume_within_the_second_task(exact_sequence, tmp_path, form):
+    settings = {
+        **exact_sequence,
+        "adapter": Osft(form=form),
+        "distributed": "fsdp",
+        "output_dir": str(tmp_path / "out"),
+    }
+    settings |= {"save_steps": 2, "async_save": False}
+    runs = [Path(run) for run in in_ranks(2, in_turn, settings)[0]]
+    before = trained(runs[1]), merged(runs[1]), read_record(runs[1])["result"]["loss_history"]
+    cut_back(runs[1], 2)
+    in_ranks(2, in_turn, settings)
+    after = trained(runs[1]), merged(runs[1]), read_record(runs[1])["result"]["loss_history"]
+    assert equal(before[0], after[0]) and equal(before[1], after[1]) and before[2] == after[2]
+    log = (runs[1] / "log.jsonl").read_text()
+    assert "resumed" in log
 
 
 @pytest.fixture
@@ -124,7 +199,7 @@ def mesh():
     dist.destroy_process_group()
 
 
-def test_a_later_task_on_shards_is_refused(mesh):
+def test_a_later_task_on_shards_that_were_attached_for_the_first_is_refused(mesh):
     part = adapter.OsftAdapter(Osft())
     model = contexts.base_model()
     part.attach(model, contexts.context(model))

@@ -16,6 +16,7 @@ from luthier.memory.dry_run import Footprint, Rehearsal
 from luthier.memory.sharded import divide_footprint
 from luthier.model.model_config import config_of
 from luthier.plugins.contracts.values import Purpose
+from luthier.recipe.objects import TaskPlace
 from luthier.recipe.reading.draft import default_of
 from luthier.recipe.settled import SettledRecipe, settle_recipe
 from luthier.runs.writing.decisions import Decisions
@@ -56,6 +57,11 @@ class Case:
     sharded: bool = False
 
     @property
+    def task(self) -> TaskPlace:
+        """The run's place among several tasks; of a plain run, the only one of one."""
+        return self.objects.task or TaskPlace()
+
+    @property
     def tokens(self) -> int | None:
         """Tokens of a micro-batch at most; None while that is not decided."""
         tokens = self.numbers.get(OPTION, self.recipe.max_tokens_per_device)
@@ -69,7 +75,8 @@ class Case:
     def rehearsal(self) -> Rehearsal:
         """Rehearse the run on fake tensors. Raises `Unknown` if it cannot be rehearsed."""
         recipe = self.settle({OPTION: self.longest, **{name: default_of(name) for name in SUGGESTED}})
-        made = Rehearsal(recipe, self.resolved, self.device, prepared=self.prepared, model=self.objects.model)
+        made = Rehearsal(recipe, self.resolved, self.device, prepared=self.prepared, model=self.objects.model,
+                         task=self.task)  # fmt: skip
         if self.tokens is not None:
             check_prompts(self.prepared, recipe, made.setup.packing, made.setup.model)
         return made

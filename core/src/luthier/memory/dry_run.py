@@ -28,6 +28,7 @@ from luthier.model.model_config import build_model, config_of, experts_of
 from luthier.model.operations.kernel_choice import find_kernels
 from luthier.plugins.contracts.values import Purpose
 from luthier.randomness import keep_randomness
+from luthier.recipe.objects import TaskPlace
 from luthier.recipe.reading.draft import default_of
 from luthier.runs.writing.decisions import Decisions
 from luthier.step.adapter_start import load_start
@@ -84,6 +85,7 @@ class Rehearsal:
         prepared: Prepared,
         model: Any = None,
         config: Any = None,
+        task: TaskPlace | None = None,
     ) -> None:
         config = config or (config_of(recipe.model) if model is None else model.config)
         ledger = Ledger(CUDA_GRAIN if device.type == "cuda" else 1)
@@ -95,7 +97,7 @@ class Rehearsal:
             self.built = attrs.evolve(built, kernels=kernels, company=company)
         with self._rehearsing():
             ghost = build_model(config, recipe.model, device) if model is None else self.ghosts.copy(model)
-            self.setup = assemble_weightless(recipe, ghost, self.built, prepared, device)
+            self.setup = assemble_weightless(recipe, ghost, self.built, prepared, device, task=task)
         self._blame()
         self._begun = False
 
@@ -202,8 +204,9 @@ def assemble_weightless(
     prepared: Prepared,
     device: torch.device,
     purpose: Purpose = "plan",
+    task: TaskPlace | None = None,
 ) -> Setup:
-    """Return a run's setup around a model without values."""
+    """Return a run's setup around a model without values; `task` None: the run is no task of a sequence."""
     if parts.quantizer.load_arguments():
         raise Unknown("the quantizer works while weights are loaded")
     feed = feed_of(recipe, prepared.train)
@@ -221,6 +224,7 @@ def assemble_weightless(
             device=device,
             decisions=Decisions(is_logged=False),
             purpose=purpose,
+            task=task or TaskPlace(),
         )
     )
 

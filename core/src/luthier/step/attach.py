@@ -147,7 +147,8 @@ def _adapters_context(attachment: Attachment, feed: LaidOutFeed, numbers: dict[s
     files = functools.partial(Files.of_recipe, recipe, model.dtype, getattr(adapter, "save_dtype", None))
     sources = attrs.evolve(sources, total_steps=feed.total, log=numbers.__setitem__, files=files,
                            decisions=attachment.decisions, encode=encode_with(attachment.tokenizer))  # fmt: skip
-    return _context(recipe, model, attachment.parts.quantizer, sources)
+    context, task = _context(recipe, model, attachment.parts.quantizer, sources), attachment.task
+    return attrs.evolve(context, task_index=task.index, num_tasks=task.total)
 
 
 def _sources(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from luthier.distributed.world import World
+from luthier.recipe.objects import TaskPlace
 from luthier.recipe.parts import named_parts
 from luthier.step.reference.company import Company
 
@@ -73,4 +74,5 @@ class Attachment:
     world: World = attrs.field(factory=World)
     spread_as: Strategy = "alone"
     purpose: Purpose = "train"
+    task: TaskPlace = attrs.field(factory=TaskPlace)
     attached: Callable[[Attachment, Any], None] | None = None  # called with the model that has its adapter

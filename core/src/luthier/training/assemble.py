@@ -88,7 +88,7 @@ def assemble_run(recipe: Recipe, objects: Objects, decisions: Decisions | None =
     model, purpose = load_quantized(case, settled, how, world, loading)
     prepare_model(model, tokenizer, prepared)
     setup = attach_parts(Attachment(recipe=settled, model=model, tokenizer=tokenizer, parts=parts, prepared=prepared,
-                                    device=device, decisions=decisions, world=world, spread_as=how,
+                                    device=device, decisions=decisions, world=world, spread_as=how, task=case.task,
                                     purpose=purpose, attached=_tried(recipe, resolved, objects, on=saves)))  # fmt: skip
     check_prompts(prepared, settled, setup.packing, model)
     _settle_setup(setup, resolved, began)
@@ -167,7 +167,7 @@ def whole_again(assembled: Assembled) -> Setup:
     teach_stops(model, setup_before.tokenizer, assembled.prepared.stop_tokens)
     setup = attach_parts(Attachment(recipe=recipe, model=model, tokenizer=setup_before.tokenizer, parts=parts,
                                     prepared=assembled.prepared, device=HOST, decisions=setup_before.decisions,
-                                    purpose="open"))  # fmt: skip
+                                    purpose="open", task=case.task))  # fmt: skip
     setup.progress = setup_before.progress
     return setup
 

@@ -58,7 +58,7 @@ def _why_not(case: Case, recipe: SettledRecipe) -> str | None:
         kernels = find_kernels(recipe, case.resolved, case.device)
         parts = attrs.evolve(rehearsed_parts(case.resolved), kernels=kernels)
         with isolated_parts(parts.objects(), case.resolved.plugins.packages):
-            assemble_weightless(recipe, hollow_model(case.recipe), parts, case.prepared, META, "hollow")
+            assemble_weightless(recipe, hollow_model(case.recipe), parts, case.prepared, META, "hollow", case.task)
     except (LuthierError, Unknown, RuntimeError, TypeError, ValueError) as error:
         return str(error).splitlines()[0]
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from luthier_osft import Osft, files
 from luthier_osft.base_weights import choose_trained, group_by_role
-from luthier_osft.decompose import decompose_cached
+from luthier_osft.decompose import decompose_cached, decompose_once
 from luthier_osft.factored import FactoredLayer
-from luthier_osft.layers import OsftLayer, Switch, is_dense, is_shard
+from luthier_osft.layers import OsftLayer, Switch, is_dense, is_shard, read_whole, take_prefixed
 from luthier_osft.merging import fold_layers
 from luthier_osft.ranks import find_ranks, scheduled_rank
 from luthier_osft.targets import find_layers
@@ -53,8 +53,12 @@ class OsftAdapter:
             layer = kind(model.get_submodule(name), ranks[name], self._switch, context.device)
             model.set_submodule(name, layer)
             self.layers[name] = layer
-        if context.has_values and context.purpose != "open":  # an opened adapter is filled from its files
-            self._decompose({name: context.dequantize(layer.base_layer) for name, layer in self.layers.items()}, ranks)
+        if context.purpose == "open":
+            pass  # it is filled from its files
+        elif context.task_index > 0:
+            self._expect_task()
+        elif context.has_values:
+            self._decompose(ranks)
         if ratio == 1 or self.options.train_non_targets:
             self.in_place = choose_trained(model, set(targets), with_targets=ratio == 1)
         return model
@@ -91,18 +95,15 @@ class OsftAdapter:
         """Decompose the weights as earlier tasks left them, and begin a new change. The first task is attached so."""
         if index == 0:
             return
-        if any(is_shard(p) for p in self._named().values()):
-            problem = "a sharded model cannot train tasks after the first"
-            raise LuthierError("part-unsupported", problem, where="adapter", remedy="Set distributed.strategy: ddp.")
-        weights = {name: self._weight(layer) for name, layer in self.layers.items()}
-        ranks = {name: layer.rank for name, layer in self.layers.items()}
-        if self.options.rank_rule == "schedule":
-            ranks = {name: scheduled_rank(min(weight.shape), index, total) for name, weight in weights.items()}
-        self._decompose(weights, ranks)
-        for name, layer in self.layers.items():
-            layer.before = weights[name].to(layer.dtype)
+        advance = self.context.progress(len(self.layers), "decompose weights")
         for layer in self.layers.values():
-            _share((*layer.trained().values(), *layer.frozen().values()))
+            if layer.before is None and is_shard(next(iter(layer.trained().values()))):
+                problem = "a sharded model that was attached for the first task cannot train a later one"
+                remedy = "Attach the adapter with context.task_index of the task."
+                raise LuthierError("part-unsupported", problem, where="adapter", remedy=remedy)
+            weight, rank = self._weight(layer), self._task_rank(layer, index, total)
+            layer.begin_again(weight, decompose_once(weight, rank, self.context, tails=self._has_tails), rank)
+            advance()
 
     def state(self) -> dict[str, Any]:
         """Return what trains, and on a sharded model the frozen tensors, whose files have no constants."""
@@ -123,7 +124,7 @@ class OsftAdapter:
         """Restore what `constants` returned. Raises `checkpoint-corrupt` if it belongs to other layers."""
         files.check_frozen(self.layers, constants, "adapter constants", "checkpoint-corrupt")
         for name, layer in self.layers.items():
-            layer.load_frozen(files.of_layer(constants, name))
+            layer.load_frozen(take_prefixed(constants, f"{name}."))
 
     def save(self, folder: Path) -> None:
         """Write the trained tensors and the bases as safetensors, and their description as JSON."""
@@ -137,7 +138,7 @@ class OsftAdapter:
         where = str(Path(folder) / files.WEIGHTS)
         files.check_frozen(self.layers, frozen, where, "artifact-mismatch")
         for name, layer in self.layers.items():
-            layer.load_frozen(files.of_layer(frozen, name))
+            layer.load_frozen(take_prefixed(frozen, f"{name}."))
         self._fill(trained, where, "artifact-mismatch")
 
     def merge(self, context: Context) -> Any:
@@ -150,19 +151,36 @@ class OsftAdapter:
         self.model, self.layers, self.in_place = None, {}, []
         return model
 
-    def _decompose(self, weights: Mapping[str, Tensor], ranks: Mapping[str, int]) -> None:
-        advance = self.context.progress(len(weights), "decompose weights")
-        tails = self.options.form == "factored"
-        for name, weight in weights.items():
-            layer = self.layers[name]
-            layer.begin(decompose_cached(weight.to(layer.dtype), ranks[name], self.context, tails=tails), ranks[name])
+    def _decompose(self, ranks: Mapping[str, int]) -> None:
+        """Decompose the weights of the base for the first task."""
+        advance = self.context.progress(len(self.layers), "decompose weights")
+        for name, layer in self.layers.items():
+            weight = self.context.dequantize(layer.base_layer).to(layer.dtype)
+            layer.begin(decompose_cached(weight, ranks[name], self.context, tails=self._has_tails), ranks[name])
             advance()
+
+    def _expect_task(self) -> None:
+        """Make room for a later task. `begin_task` decomposes what the task before has left."""
+        context = self.context
+        for layer in self.layers.values():
+            weight = context.dequantize(layer.base_layer) if context.has_values else None
+            layer.expect_task(self._task_rank(layer, context.task_index, context.num_tasks), weight)
+
+    def _task_rank(self, layer: OsftLayer, index: int, total: int) -> int:
+        """Return the number of directions of a layer that a task preserves."""
+        if self.options.rank_rule == "schedule":
+            return scheduled_rank(min(layer.out_features, layer.in_features), index, total)
+        return layer.rank
+
+    @property
+    def _has_tails(self) -> bool:
+        return self.options.form == "factored"
 
     @torch.no_grad()
     def _weight(self, layer: OsftLayer) -> Tensor:
-        """Return the weight [out, in] with which the layer computes."""
-        base = self.context.dequantize(layer.base_layer) if layer.before is None else layer.before
-        return base.to(layer.dtype) + layer.change_weight()
+        """Return the weight [out, in] with which the layer computes, whole on every rank."""
+        before = self.context.dequantize(layer.base_layer) if layer.before is None else read_whole(layer.before)
+        return before.to(layer.dtype) + layer.change_weight()
 
     def _factored(self) -> list[FactoredLayer]:
         return [layer for layer in self.layers.values() if isinstance(layer, FactoredLayer)]
@@ -173,19 +191,10 @@ class OsftAdapter:
     @torch.no_grad()
     def _fill(self, given: Mapping[str, Any], where: str, code: str) -> None:
         constants = self.constants()
-        frozen = {name: tensor for name, tensor in given.items() if name in constants}
         parameters = {name: tensor for name, tensor in self.state().items() if name not in constants}
+        frozen = {name: tensor for name, tensor in given.items() if files.is_frozen(name, self.layers)}
         files.check_tensors(parameters, {n: t for n, t in given.items() if n not in frozen}, where, code)
         if frozen:
             self.load_constants(frozen)
         for name, tensor in parameters.items():
             tensor.copy_(given[name])
-
-
-def _share(tensors: Iterable[Tensor]) -> None:
-    """Send the tensors of rank 0 to every rank, because another processor may round differently."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor.detach(), src=0)

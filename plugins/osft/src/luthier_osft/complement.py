@@ -28,6 +28,13 @@ class Complement(nn.Module):
         for name in sorted(tensors):  # parameters, so that they are sharded
             self.register_parameter(name, nn.Parameter(tensors[name], requires_grad=False))
 
+    @property
+    def num_directions(self) -> int:
+        """The number k of directions to which Q is orthogonal."""
+        if hasattr(self, "basis"):
+            return self.size - self.basis.shape[1]
+        return self.factor.shape[0] if hasattr(self, "factor") else 0
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the stored tensors, by name."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}

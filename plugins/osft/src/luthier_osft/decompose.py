@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 
 import torch
+import torch.distributed as dist
 from luthier import Context
 from torch import Tensor
 
-from luthier_osft.complement import Complement, complement_tensors
+from luthier_osft.complement import Complement, complement_shapes, complement_tensors
 from luthier_osft.eigenvectors import outer_eigenpairs
 
 VERSION = 2  # of the cached tensors; part of their key
@@ -28,6 +29,35 @@ def decompose_cached(weight: Tensor, rank: int, context: Context, *, tails: bool
     key = f"luthier-osft {VERSION} {hash_weight(weight)} {rank} {tails}"
     tensors = context.cache(key, lambda: decompose(weight, rank, tails=tails))
     return {name: tensor.to(weight.device) for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def decompose_once(weight: Tensor, rank: int, context: Context, *, tails: bool) -> dict[str, Tensor]:
+    """Return rank 0's decomposition of a weight that every rank has, because another processor may round differently.
+
+    This is a collective if there are several ranks.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return decompose_cached(weight, rank, context, tails=tails)
+    if dist.get_rank() == 0:
+        tensors = decompose_cached(weight, rank, context, tails=tails)
+    else:
+        shapes = decomposed_shapes(weight, rank, tails=tails)
+        tensors = {name: weight.new_empty(shape) for name, shape in shapes.items()}
+    for name in sorted(tensors):
+        dist.broadcast(tensors[name], src=0)
+    return tensors
+
+
+def decomposed_shapes(weight: Tensor, rank: int, *, tails: bool) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors that `decompose` returns."""
+    rows, columns = weight.shape
+    sides = {"out": complement_shapes(rows, rank), "in": complement_shapes(columns, rank)}
+    shapes = {f"{side}.{name}": shape for side, made in sides.items() for name, shape in made.items()}
+    count = min(rows, columns) - rank
+    return (
+        {**shapes, "tail.out": (rows, count), "tail.values": (count,), "tail.in": (count, columns)} if tails else shapes
+    )
 
 
 @torch.no_grad()

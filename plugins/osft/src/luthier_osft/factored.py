@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from luthier_osft.complement import Complement
 from luthier_osft.layers import OsftLayer, is_shard, read_whole, write_whole
 
 TRIPLETS = ("left", "values", "right")
@@ -50,17 +49,17 @@ class FactoredLayer(OsftLayer):
 
     @torch.no_grad()
     def change_weight(self) -> Tensor:
-        left, right = self.left.detach().clone(), self.right.detach().clone()
+        left, values, right = (read_whole(getattr(self, name)) for name in TRIPLETS)
+        first_left, first_values, first_right = (read_whole(getattr(self, f"first_{name}")) for name in TRIPLETS)
         self.project(left, right)
-        now = (left * self.values) @ right
-        return now - (self.first_left * self.first_values) @ self.first_right
+        return (left * values) @ right - (first_left * first_values) @ first_right
 
     @torch.no_grad()
     def begin(self, bases: Mapping[str, Tensor], rank: int) -> None:
-        self._take_sides(bases, rank)
+        self._set_sides(bases, rank)
         for name, key in zip(TRIPLETS, ("tail.out", "tail.values", "tail.in"), strict=True):
             for prefix in ("", "first_"):
-                getattr(self, f"{prefix}{name}").copy_(bases[key])
+                write_whole(getattr(self, f"{prefix}{name}"), bases[key])
 
     def frozen(self) -> dict[str, Tensor]:
         return {**super().frozen(), **{f"first_{name}": getattr(self, f"first_{name}").detach() for name in TRIPLETS}}
@@ -74,7 +73,7 @@ class FactoredLayer(OsftLayer):
     @torch.no_grad()
     def project(self, left: Tensor, right: Tensor) -> None:
         """Remove from [out, r] and [r, in], or their shards, the parts in preserved directions."""
-        outer, inner = _whole(self.out_side), _whole(self.in_side)
+        outer, inner = self.whole_sides()
         columns, rows = (read_whole(t) if is_shard(t) else t for t in (left, right))
         write_whole(left, outer.expand(outer.project(columns.T)).T.contiguous())
         write_whole(right, inner.expand(inner.project(rows)))
@@ -83,11 +82,3 @@ class FactoredLayer(OsftLayer):
 def _apply(x: Tensor, left: Tensor, values: Tensor, right: Tensor) -> Tensor:
     inner = functional.linear(x, right.to(x.dtype)) * values.to(x.dtype)  # [..., r]
     return functional.linear(inner, left.to(inner.dtype))
-
-
-def _whole(side: Complement) -> Complement:
-    """Return the complement with whole tensors, for use outside the passes of a sharded model."""
-    tensors = side.tensors()
-    if not any(is_shard(tensor) for tensor in tensors.values()):
-        return side
-    return Complement(side.size, {name: read_whole(tensor) for name, tensor in tensors.items()})

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from luthier_osft import Osft
-from luthier_osft.layers import OsftLayer
+from luthier_osft.layers import OsftLayer, take_prefixed
 
 CONFIG: Final = "osft.json"
 WEIGHTS: Final = "osft.safetensors"
@@ -79,15 +79,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def of_layer(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Return the tensors of one layer, by their names in it."""
-    return {n.removeprefix(f"{name}."): tensor for n, tensor in tensors.items() if n.startswith(f"{name}.")}
+def is_frozen(name: str, layers: Mapping[str, OsftLayer]) -> bool:
+    """Return True if a tensor of this name belongs to what `frozen` of a layer returns, in whichever task."""
+    ends = [name.removeprefix(f"{layer}.") for layer in layers if name.startswith(f"{layer}.")]
+    return any(end == "before" or end.startswith(("out.", "in.", "first_")) for end in ends)
 
 
 def check_frozen(layers: Mapping[str, OsftLayer], given: Mapping[str, Tensor], where: str, code: str) -> None:
     """Raise `code` if the frozen tensors are not those of these layers, or not finite."""
     for name, layer in layers.items():
-        own = of_layer(given, name)
+        own = take_prefixed(given, f"{name}.")
         for side, size in (("out", layer.out_features), ("in", layer.in_features)):
             bases = [tensor for key, tensor in own.items() if key in (f"{side}.basis", f"{side}.vectors")]
             if any(tensor.shape[0] != size for tensor in bases):

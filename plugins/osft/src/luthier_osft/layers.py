@@ -28,24 +28,52 @@ class OsftLayer(nn.Module):
     those k triplets whatever C becomes. `before` [out, in] is the weight as earlier tasks left it, which replaces the
     base layer's; None in the first task. If a task preserves more than the one for which C was made, only the first
     rows and columns of C are used.
+
+    The parameters of a sharded model keep their shapes. So `expect_task` makes those of a later task, and bases of the
+    task before it that have other shapes are held whole in `earlier` until the task begins.
     """
+
+    out_side: Complement
+    in_side: Complement
 
     def __init__(self, base_layer: nn.Module, rank: int, switch: Switch, device: torch.device) -> None:
         super().__init__()
         self.base_layer, self.switch, self.rank = base_layer, switch, rank
         self.in_features, self.out_features = count_features(base_layer) or (0, 0)
         self.dtype = torch.float64 if _is_double(base_layer) else torch.float32
-        self.before: Tensor | None
-        self.register_buffer("before", None, persistent=False)
-        made = {"dtype": self.dtype, "device": device}
-        self.out_side = Complement(self.out_features, _zeros(complement_shapes(self.out_features, rank), made))
-        self.in_side = Complement(self.in_features, _zeros(complement_shapes(self.in_features, rank), made))
-        self._make_trained(made)
+        self.before: nn.Parameter | None
+        self.register_parameter("before", None)
+        self.earlier: dict[str, Tensor] | None = None
+        self._made: dict[str, Any] = {"dtype": self.dtype, "device": device}
+        self._make_sides(rank)
+        self._make_trained(self._made)
         self.train(base_layer.training)
 
     def _make_trained(self, made: Mapping[str, Any]) -> None:
         shape = self.out_features - self.rank, self.in_features - self.rank
         self.core = nn.Parameter(torch.zeros(shape, **made))
+
+    def _make_sides(self, rank: int) -> None:
+        self.rank = rank
+        for side, size in (("out", self.out_features), ("in", self.in_features)):
+            setattr(self, f"{side}_side", Complement(size, _zeros(complement_shapes(size, rank), self._made)))
+
+    def expect_task(self, rank: int, weight: Tensor | None) -> None:
+        """Make room for a later task that preserves `rank` directions of a weight [out, in] of its own.
+
+        Until the task begins it is `weight`, or arbitrary if that is None.
+        """
+        self._make_sides(rank)
+        self._replace_weight(
+            torch.empty(self.out_features, self.in_features, **self._made) if weight is None else weight
+        )
+
+    def _replace_weight(self, weight: Tensor) -> None:
+        """Set `before`, in place if it is there."""
+        if self.before is None:
+            self.before = nn.Parameter(weight.to(self._place, self.dtype, copy=True), requires_grad=False)
+        else:
+            write_whole(self.before.detach(), weight)
 
     @property
     def weight(self) -> Tensor:
@@ -87,44 +115,71 @@ class OsftLayer(nn.Module):
 
     @torch.no_grad()
     def change_weight(self) -> Tensor:
-        """Return Q_U C Q_V^T, [out, in] in the dtype of C."""
-        return self.out_side.expand(self.in_side.expand(self._used_core()).T).T
+        """Return Q_U C Q_V^T, [out, in] in the dtype of C, whole on every rank."""
+        outer, inner = self.whole_sides()
+        rows, columns = self.out_features - outer.num_directions, self.in_features - inner.num_directions
+        return outer.expand(inner.expand(read_whole(self.core)[:rows, :columns]).T).T
+
+    def whole_sides(self) -> tuple[Complement, Complement]:
+        """Return both complements with whole tensors, for use outside the passes of a sharded model."""
+        stored = {**self._stored("out"), **self._stored("in")} if self.earlier is None else self.earlier
+        if self.earlier is None and not any(is_shard(tensor) for tensor in stored.values()):
+            return self.out_side, self.in_side
+        whole = {name: read_whole(tensor) for name, tensor in stored.items()}
+        return (
+            Complement(self.out_features, take_prefixed(whole, "out.")),
+            Complement(self.in_features, take_prefixed(whole, "in.")),
+        )
 
     @torch.no_grad()
     def begin(self, bases: Mapping[str, Tensor], rank: int) -> None:
         """Set the bases that `decompose` returned for `rank` preserved directions, and begin without a change."""
-        self._take_sides(bases, rank)
+        self._set_sides(bases, rank)
         self.core.zero_()
 
-    def _take_sides(self, bases: Mapping[str, Tensor], rank: int) -> None:
-        self.rank = rank
-        sides = {side: _under(bases, side) for side in ("out", "in")}
-        self.out_side = Complement(self.out_features, sides["out"])
-        self.in_side = Complement(self.in_features, sides["in"])
+    @torch.no_grad()
+    def begin_again(self, weight: Tensor, bases: Mapping[str, Tensor], rank: int) -> None:
+        """Begin a later task from the weight [out, in] that the tasks before it have left."""
+        self._replace_weight(weight)
+        self.begin(bases, rank)
+
+    def _set_sides(self, tensors: Mapping[str, Tensor], rank: int) -> None:
+        """Fill both complements in place, or replace them if their shapes are others."""
+        for side, size in (("out", self.out_features), ("in", self.in_features)):
+            own, given = self._stored(side), {n: t for n, t in tensors.items() if n.startswith(f"{side}.")}
+            if _shapes(own) == _shapes(given):
+                for name, tensor in own.items():
+                    write_whole(tensor, given[name])
+            else:
+                placed = {n: t.to(self._place, self.dtype) for n, t in take_prefixed(given, f"{side}.").items()}
+                setattr(self, f"{side}_side", Complement(size, placed))
+        self.rank, self.earlier = rank, None
 
     @property
     def _place(self) -> torch.device:
         return next(iter(self.trained().values())).device
 
+    def _stored(self, side: str) -> dict[str, Tensor]:
+        return {f"{side}.{name}": tensor for name, tensor in getattr(self, f"{side}_side").tensors().items()}
+
     def frozen(self) -> dict[str, Tensor]:
         """Return the frozen tensors that a resumed run needs, by name."""
-        tensors = {f"out.{name}": tensor for name, tensor in self.out_side.tensors().items()}
-        tensors |= {f"in.{name}": tensor for name, tensor in self.in_side.tensors().items()}
-        return tensors if self.before is None else {**tensors, "before": self.before}
+        sides = {**self._stored("out"), **self._stored("in")}
+        return sides if self.before is None else {**sides, "before": self.before.detach()}
 
     @torch.no_grad()
     def load_frozen(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `frozen` returned. Tensors of the same shape are filled in place, as shards must be."""
-        for side, complement in (("out", self.out_side), ("in", self.in_side)):
-            given, own_tensors = _under(tensors, side), complement.tensors()
-            if {n: t.shape for n, t in own_tensors.items()} == {n: t.shape for n, t in given.items()}:
-                for name, tensor in own_tensors.items():
-                    write_whole(tensor, given[name])
-            else:
-                placed = {n: t.to(self._place, self.dtype) for n, t in given.items()}
-                setattr(self, f"{side}_side", Complement(complement.size, placed))
-                self.rank = _rank_of(placed, complement.size)
-        self.before = tensors["before"].to(self._place, self.dtype) if "before" in tensors else None
+        """Restore what `frozen` returned, or, before a later task begins, what it returned in the task before."""
+        own = {**self._stored("out"), **self._stored("in")}
+        given = {name: tensor for name, tensor in tensors.items() if name.startswith(("out.", "in."))}
+        if _shapes(own) != _shapes(given) and any(is_shard(tensor) for tensor in own.values()):
+            self.earlier = {name: read_whole(tensor) for name, tensor in given.items()}
+        else:
+            self._set_sides(given, _rank_of(given, self.out_features))
+        if "before" in tensors:
+            self._replace_weight(tensors["before"])
+        elif self.before is not None and not is_shard(self.before):
+            self.before = None
 
 
 def count_features(layer: nn.Module) -> tuple[int, int] | None:
@@ -166,14 +221,20 @@ def _zeros(shapes: Mapping[str, tuple[int, ...]], made: Mapping[str, Any]) -> di
     return {name: torch.zeros(shape, **made) for name, shape in shapes.items()}
 
 
-def _under(tensors: Mapping[str, Tensor], side: str) -> dict[str, Tensor]:
-    return {n.partition(".")[2]: tensor for n, tensor in tensors.items() if n.startswith(f"{side}.")}
+def take_prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names have the prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _rank_of(tensors: Mapping[str, Tensor], size: int) -> int:
-    if "basis" in tensors:
-        return size - tensors["basis"].shape[1]
-    return tensors["factor"].shape[0] if tensors else 0
+    """Return the number of directions that the complement of the outputs, `size` of them, leaves out."""
+    if "out.basis" in tensors:
+        return size - tensors["out.basis"].shape[1]
+    return tensors["out.factor"].shape[0] if tensors else 0
 
 
 def _is_double(layer: nn.Module) -> bool:
