@@ -13,8 +13,8 @@ from luthier.step.opened import open_artifact
 from luthier.testing import expect_error
 from luthier.testing.worlds import save_tiny_model
 from luthier_bitnet import Bitnet, Schedule, Ternary, save_packed
+from luthier_bitnet.choices import Choice
 from luthier_bitnet.quantizer import find_layers
-from luthier_bitnet.uniform.layer import Choice
 from luthier_bitnet.uniform.quantizer import find_uniform
 from transformers import AutoModelForCausalLM
 
@@ -77,6 +77,7 @@ CALIBRATED = {
     "calibration_frequency": 2, "calibration_samples": 8,
 }  # fmt: skip
 TUNED = {"name": "qat", "bits": 4, "tuning": {"factors": [0.8, 1.25], "bits": [2], "layers": 3, "max_rise": 0.05}}
+TUNED_TERNARY = {"name": "bitnet", "tuning": {"factors": [0.7, 1.4], "layers": 3}}
 NORMED = {"name": "bitnet", "sub_norms": ["o_proj", "down_proj"], "schedule": SLOWLY}
 BREAKS += [
     ("full", CALIBRATED, 4),
@@ -268,8 +269,9 @@ def test_a_merge_that_attached_layers_rule_out_is_refused_before_the_run(world, 
     assert "luthier merge" not in str(find_serving(run.artifact))
 
 
-def test_a_run_that_tunes_on_validation_rows_keeps_what_helps_and_resumes_bit_for_bit(world, tmp_path):
-    shared = {"quantizer": TUNED, "eval_steps": 2, "max_steps": 6}
+@pytest.mark.parametrize("tuned", [TUNED, pytest.param(TUNED_TERNARY, marks=pytest.mark.slow)])
+def test_a_run_that_tunes_on_validation_rows_keeps_what_helps_and_resumes_bit_for_bit(world, tmp_path, tuned):
+    shared = {"quantizer": tuned, "eval_steps": 2, "max_steps": 6}
     shared["data"] = {"train": [{"path": str(world / "train.jsonl")}], "validation": 0.2}
 
     def break_off(step):
@@ -282,8 +284,9 @@ def test_a_run_that_tunes_on_validation_rows_keeps_what_helps_and_resumes_bit_fo
         train(world, tmp_path / "run", exact_callbacks=cut, **shared)
     resumed = train(world, tmp_path / "run", **shared)
     assert resumed.loss_history == run.loss_history and torch.equal(logits(resumed.model), logits(run.model))
-    kept = {path: layer.choice for path, layer in find_uniform(run.model).items() if layer.choice != Choice()}
-    assert kept and kept == {p: c.choice for p, c in find_uniform(resumed.model).items() if c.choice != Choice()}
+    ours, theirs = ({**find_uniform(one.model), **find_layers(one.model)} for one in (run, resumed))
+    kept = {path: layer.choice for path, layer in ours.items() if layer.choice != Choice()}
+    assert kept and kept == {path: layer.choice for path, layer in theirs.items() if layer.choice != Choice()}
     lines = [json.loads(line) for line in (run.output_path / "metrics.jsonl").read_text().splitlines()]
     assert run.evaluate()["eval_loss"] == [line for line in lines if "eval_loss" in line][-1]["eval_loss"]
     assert torch.equal(logits(open_artifact(tmp_path / "run").model), logits(run.model))

@@ -62,6 +62,21 @@ def test_codes_and_scales_are_those_of_the_formulas(
     assert differs.float().mean() < 0.02
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("factor", [0.5, 1.7])
+def test_a_factor_moves_the_threshold_and_the_scale_follows_the_method(implementation, factor):
+    weight = a_matrix(24, 65)
+    size, mean = weight.abs(), weight.abs().double().mean().float()
+    with only_implementation(implementation):
+        codes, scales = quantize_ternary(weight, "tensor", "absmean", factor)
+        kept, levels = quantize_ternary(weight, "tensor", "twn", factor)
+    torch.testing.assert_close(scales, (factor * mean).view(1, 1), rtol=1e-6, atol=0)
+    assert torch.equal(codes.abs().bool(), size > factor * mean / 2) and torch.equal(codes.sign(), codes)
+    above = size > factor * 0.75 * mean
+    assert torch.equal(kept, (weight.sign() * above).to(torch.int8))
+    torch.testing.assert_close(levels, size[above].double().mean().float().view(1, 1), rtol=1e-6, atol=0)
+
+
 def test_absmean_is_that_of_transformers():
     from transformers.integrations.bitnet import WeightQuant
 
@@ -223,7 +238,7 @@ def test_torch_finds_its_registration_sound():
     weight = a_matrix(8, 20).requires_grad_()
     states = torch.randn(3, 20, requires_grad=True)
     torch.library.opcheck(quantize.OPERATION, (weight.detach(), -1, "absmean"))
-    torch.library.opcheck(quantize.OPERATION, (weight.detach(), 7, "twn"))
+    torch.library.opcheck(quantize.OPERATION, (weight.detach(), 7, "twn", 1.0))
     torch.library.opcheck(activations.OPERATION, (states.detach(),))
     for rounded in (True, False):
         torch.library.opcheck(linear.FORWARD, (states, weight, *quantize_ternary(weight), -1, rounded))

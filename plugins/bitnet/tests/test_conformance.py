@@ -3,7 +3,7 @@
 from luthier.testing import conformance
 from luthier.testing.contexts import context
 from luthier.testing.worlds import tiny_model
-from luthier_bitnet import Bitnet, Packed, Schedule, Ternary, luthier_exporters, luthier_quantizers
+from luthier_bitnet import Bitnet, Packed, RangeTuning, Schedule, Ternary, luthier_exporters, luthier_quantizers
 from luthier_bitnet.quantizer import TernaryQuantizer
 
 EXAMPLES = [
@@ -11,6 +11,7 @@ EXAMPLES = [
     Ternary(granularity="row", estimator="clipped", second_stage_start=0.5),
     Bitnet(granularity="group", group_size=32),
     Ternary(sub_norms=["o_proj"], schedule=Schedule(start_step=2, end_step=8)),
+    Bitnet(tuning=RangeTuning(factors=[0.8, 1.2], layers=2)),
     Bitnet(skip_modules=["mlp"], schedule=Schedule(end_epoch=0.5)),
 ]
 

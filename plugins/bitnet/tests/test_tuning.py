@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from luthier import Progress
 from luthier.testing import expect_error
 from luthier.testing.contexts import context
 from luthier.testing.worlds import tiny_model
-from luthier_bitnet import Qat, Tuning
-from luthier_bitnet.uniform.layer import Choice
+from luthier_bitnet import Bitnet, Qat, RangeTuning, Schedule, Ternary, Tuning
+from luthier_bitnet.choices import Choice
+from luthier_bitnet.quantizer import TernaryQuantizer, find_layers
 from luthier_bitnet.uniform.quantizer import UniformQuantizer, find_uniform
 
 
@@ -79,6 +81,52 @@ def test_a_state_and_a_state_dict_carry_what_was_kept():
     _, third = prepared(factors=[0.7], bits=[1.58])
     third[0][1].load_state_dict(layers[0][1].state_dict())
     assert third[0][1].choice == layers[0][1].choice and third[0][1].choice.bits == 1.58
+
+
+def prepared_ternary(options):
+    model = tiny_model().eval()
+    part = TernaryQuantizer(options)
+    return part, list(find_layers(part.apply(model, context(model))).values())
+
+
+@pytest.mark.parametrize("kind", [Ternary, Bitnet])
+def test_ternary_layers_keep_the_threshold_that_helps_and_take_back_all_others(kind):
+    part, layers = prepared_ternary(kind(tuning=RangeTuning(factors=[0.5, 1.5], layers=2, min_gain=0.01)))
+    assert part.needs_metrics == {"tuning": "eval_loss"}
+    dense, zeros = layers[0].dense(), float((layers[0].dense() == 0).float().mean())
+    other = layers[1].dense()
+    assert part.tune({"eval_loss": 1.0}, answering(0.995, 0.9, 0.9, 1.0)) == {"eval_loss": 0.9}
+    assert layers[0].choice == Choice(factor=1.5) and float((layers[0].dense() == 0).float().mean()) > zeros
+    assert torch.equal(layers[1].dense(), other) and part.tuner.tried == 2
+    second, fresh = prepared_ternary(kind(tuning=RangeTuning(factors=[0.5, 1.5])))
+    second.load_state(part.state())
+    assert torch.equal(fresh[0].dense(), layers[0].dense()) and not torch.equal(fresh[0].dense(), dense)
+    assert second.tuner.tried == 2
+    with pytest.raises(StopIteration):
+        part.tune({"eval_loss": 0.9}, answering(0.5))
+    assert [layer.choice for layer in layers[2:]] == [Choice()] * len(layers[2:]) and part.tuner.tried == 2
+
+
+def test_a_tuned_layer_is_read_where_nothing_is_tuned():
+    part, layers = prepared_ternary(Ternary(tuning=RangeTuning(factors=[2.0])))
+    part.tune({"eval_loss": 1.0}, answering(0.5))
+    plain, fresh = prepared_ternary(Ternary())
+    assert not plain.needs_metrics and "chosen" not in fresh[0].state_dict() and not plain.state()["tuning"]
+    fresh[0].load_state_dict(layers[0].state_dict())
+    assert torch.equal(fresh[0].dense(), layers[0].dense()) and "chosen" in fresh[0].state_dict()
+
+
+@pytest.mark.parametrize("part", [
+    TernaryQuantizer(Ternary(schedule=Schedule(end_step=4), tuning=RangeTuning(factors=[0.5]))),
+    UniformQuantizer(Qat(schedule=Schedule(end_step=4), tuning=Tuning(bits=[2]))),
+])  # fmt: skip
+def test_nothing_is_tried_before_weights_are_wholly_rounded(part):
+    model = tiny_model().eval()
+    part.apply(model, context(model))
+    for step in (0, 2, 4):
+        part.progressed(Progress(step=step, total_steps=8, epoch=0.0))
+        gains = answering(*([0.5] if step == 4 else []))
+        assert part.tune({"eval_loss": 1.0}, gains) == {"eval_loss": 0.5 if step == 4 else 1.0}
 
 
 @pytest.mark.parametrize(

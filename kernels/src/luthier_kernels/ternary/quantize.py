@@ -37,29 +37,30 @@ GRAIN = 1 << 16  # fewest elements for which a thread is worth its start
 
 
 def quantize_ternary(
-    weight: Tensor, granularity: str | int = "tensor", method: str = "absmean"
+    weight: Tensor, granularity: str | int = "tensor", method: str = "absmean", factor: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Return codes [out, in] int8 and scales float32 of a weight; `granularity` is tensor, row, or a group's size.
 
-    The last group of a row may be shorter. They have no gradient: see `multiply_ternary`.
+    The last group of a row may be shorter. `factor` multiplies the threshold, and with `absmean` the scale; with `twn`
+    the scale stays the mean of the weights above it. They have no gradient: see `multiply_ternary`.
     """
     if method not in METHODS:
         raise ValueError(f"ternary method: expected one of {METHODS}, got {method!r}")
-    return OPERATION(weight.detach(), check_granularity(granularity), method)
+    return OPERATION(weight.detach(), check_granularity(granularity), method, factor)
 
 
-def reference_quantize(weight: Tensor, group: int, method: str) -> tuple[Tensor, Tensor]:
+def reference_quantize(weight: Tensor, group: int, method: str, factor: float = 1.0) -> tuple[Tensor, Tensor]:
     """Compute the same in plain torch, with means in float64."""
     weight = weight if weight.dtype is torch.float64 else weight.float()
     sums, numbers = _sums_torch(weight, group, weight.new_full((1, 1), -1.0))
     means = (sums / numbers).to(weight.dtype)
     if method == "absmean":
-        scales = means.clamp(min=SMALLEST)
+        scales = (factor * means).clamp(min=SMALLEST)
         steps = weight * (1.0 / spread_scales(scales, weight.shape[1], group))
         return steps.round().clamp(-1, 1).to(torch.int8), scales
-    thresholds = spread_scales(SHARE * means, weight.shape[1], group)
+    thresholds = spread_scales(factor * SHARE * means, weight.shape[1], group)
     codes = (weight > thresholds).to(torch.int8) - (weight < -thresholds).to(torch.int8)
-    sums, numbers = _sums_torch(weight, group, SHARE * means)
+    sums, numbers = _sums_torch(weight, group, factor * SHARE * means)
     return codes, (sums / numbers.clamp(min=1)).clamp(min=SMALLEST).to(weight.dtype)
 
 
@@ -88,12 +89,12 @@ def _sums_native(weight: Tensor, wide: bool, group: int, thresholds: Tensor) -> 
     return (sums.sum()[None, None], numbers.sum()[None, None]) if group == TENSOR else (sums, numbers)
 
 
-def _quantize_native(weight: Tensor, group: int, method: str) -> tuple[Tensor, Tensor]:
+def _quantize_native(weight: Tensor, group: int, method: str, factor: float) -> tuple[Tensor, Tensor]:
     weight, wide = as_native(weight)
     rows, columns = weight.shape
     sums, numbers = _sums_native(weight, wide, group, torch.full((1, 1), -1.0))
     means = (sums / numbers).float()
-    factors, thresholds, scales = _decide(means, method)
+    factors, thresholds, scales = _decide(means, method, factor)
     if method == "twn":
         sums, numbers = _sums_native(weight, wide, group, thresholds)
         scales = (sums / numbers.clamp(min=1)).clamp(min=SMALLEST).float()
@@ -107,12 +108,12 @@ def _quantize_native(weight: Tensor, group: int, method: str) -> tuple[Tensor, T
     return codes, scales
 
 
-def _decide(means: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
+def _decide(means: Tensor, method: str, factor: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return factors, thresholds and scales. The scales of `twn` are not final."""
     if method == "absmean":
-        scales = means.clamp(min=SMALLEST)
+        scales = (factor * means).clamp(min=SMALLEST)
         return 1.0 / scales, torch.full_like(scales, 0.5), scales  # 0.5 is rounded to even, which is 0
-    return torch.ones_like(means), SHARE * means, means
+    return torch.ones_like(means), factor * SHARE * means, means
 
 
 @jit
@@ -131,12 +132,12 @@ def encode_kernel(
     tl.store(codes + place, code, mask=inside)
 
 
-def _quantize_triton(weight: Tensor, group: int, method: str) -> tuple[Tensor, Tensor]:
+def _quantize_triton(weight: Tensor, group: int, method: str, factor: float) -> tuple[Tensor, Tensor]:
     """Return codes by the kernel, and scales by torch, in two deterministic passes without waiting for the device."""
     weight = weight.contiguous()
     rows, columns = weight.shape
     sums, numbers = _sums_torch(weight.float(), group, weight.new_full((1, 1), -1.0, dtype=torch.float32))
-    factors, thresholds, scales = _decide((sums / numbers).float(), method)
+    factors, thresholds, scales = _decide((sums / numbers).float(), method, factor)
     if method == "twn":
         sums, numbers = _sums_torch(weight.float(), group, thresholds)
         scales = (sums / numbers.clamp(min=1)).clamp(min=SMALLEST).float()
@@ -147,7 +148,7 @@ def _quantize_triton(weight: Tensor, group: int, method: str) -> tuple[Tensor, T
     return codes, scales
 
 
-def _quantize(weight: Tensor, group: int, method: str) -> tuple[Tensor, Tensor]:
+def _quantize(weight: Tensor, group: int, method: str, factor: float = 1.0) -> tuple[Tensor, Tensor]:
     if weight.numel() == 0:
         scales = torch.full(scales_shape(weight.shape[0], weight.shape[1], group), SMALLEST, device=weight.device)
         return torch.empty(weight.shape, dtype=torch.int8, device=weight.device), scales
@@ -155,18 +156,18 @@ def _quantize(weight: Tensor, group: int, method: str) -> tuple[Tensor, Tensor]:
     native = single and weight.device.type == "cpu" and has_native("ternary")
     codes, scales = run_first(
         "quantize_ternary",
-        ("triton", single and runs_triton(weight), lambda: _quantize_triton(weight, group, method)),
-        ("native", native, lambda: _quantize_native(weight, group, method)),
-        ("torch", True, lambda: reference_quantize(weight, group, method)),
+        ("triton", single and runs_triton(weight), lambda: _quantize_triton(weight, group, method, factor)),
+        ("native", native, lambda: _quantize_native(weight, group, method, factor)),
+        ("torch", True, lambda: reference_quantize(weight, group, method, factor)),
     )
     return codes, scales.float()
 
 
-def _fake(weight: Tensor, group: int, method: str) -> tuple[Tensor, Tensor]:
+def _fake(weight: Tensor, group: int, method: str, factor: float = 1.0) -> tuple[Tensor, Tensor]:
     scales = weight.new_empty(scales_shape(weight.shape[0], weight.shape[1], group), dtype=torch.float32)
     return torch.empty_like(weight, dtype=torch.int8, memory_format=torch.contiguous_format), scales
 
 
 OPERATION = register_operation(
-    "quantize_ternary(Tensor weight, int group, str method) -> (Tensor, Tensor)", _quantize, _fake
+    "quantize_ternary(Tensor weight, int group, str method, float factor=1.0) -> (Tensor, Tensor)", _quantize, _fake
 )

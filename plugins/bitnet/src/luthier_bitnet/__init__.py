@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from luthier import ExporterRecord, OptimizerRecord, QuantizerRecord, hookimpl
 
-from luthier_bitnet.options import Bitnet, Packed, QatAdam, QatSgd, Schedule, Ternary
+from luthier_bitnet.options import Bitnet, Packed, QatAdam, QatSgd, RangeTuning, Schedule, Ternary
 from luthier_bitnet.uniform.options import Qat, QatActivations, Tuning
 
 __version__ = "0.1.0"
@@ -19,6 +19,7 @@ __all__ = [
     "QatActivations",
     "QatAdam",
     "QatSgd",
+    "RangeTuning",
     "Schedule",
     "Ternary",
     "Tuning",

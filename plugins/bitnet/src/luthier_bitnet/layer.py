@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from luthier_bitnet.choices import ChoosingLayer
+
 EPS = 1e-5  # of a layer's own norm
 LIMIT = 1.5  # in scales: a small step cannot change the level of a larger weight
 
@@ -30,9 +32,10 @@ class Form:
     granularity: str | int
     integers: bool
     clipped: bool
+    tuned: bool = False
 
 
-class TernaryLinear(nn.Module):
+class TernaryLinear(ChoosingLayer):
     """A linear layer with a latent `weight` [out, in], or [in, out] if it replaces transformers' Conv1D."""
 
     def __init__(self, layer: nn.Linear | Conv1D, form: Form, stage: Stage) -> None:
@@ -45,6 +48,8 @@ class TernaryLinear(nn.Module):
         shape = layer.weight.shape[::-1] if self.transposed else layer.weight.shape
         self.out_features, self.in_features = shape
         self.sub_norm: nn.RMSNorm | None = None
+        if form.tuned:
+            self.allow_choice()
         self._codes: tuple[Any, ...] | None = None  # of a frozen weight: (its state, codes, scales)
         self.train(layer.training)
 
@@ -67,13 +72,16 @@ class TernaryLinear(nn.Module):
         """Return the codes [out, in] int8 and their scales. For a frozen weight they are computed once."""
         if self.weight.requires_grad or torch.compiler.is_compiling() or type(self.weight) is not nn.Parameter:
             self._codes = None
-            return quantize_ternary(self.latent(), self.form.granularity, self.form.method)
-        state = (self.weight.data_ptr(), self.weight._version, self.weight.device)
+            return self._quantize()
+        state = (self.weight.data_ptr(), self.weight._version, self.weight.device, self.choice.factor)
         if self._codes is not None and self._codes[0] == state:
             return self._codes[1], self._codes[2]
-        codes, scales = quantize_ternary(self.latent(), self.form.granularity, self.form.method)
+        codes, scales = self._quantize()
         self._codes = (state, codes, scales) if type(codes) is Tensor else None  # codes of a rehearsal have no values
         return codes, scales
+
+    def _quantize(self) -> tuple[Tensor, Tensor]:
+        return quantize_ternary(self.latent(), self.form.granularity, self.form.method, self.choice.factor)
 
     @torch.no_grad()
     def dense(self) -> Tensor:

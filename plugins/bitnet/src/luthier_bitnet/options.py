@@ -55,6 +55,35 @@ class Schedule:
 
 
 @attrs.frozen(kw_only=True)
+class RangeTuning:
+    """What layers try on the validation rows, in turn. Without factors nothing is tried."""
+
+    factors: list[float] = option(
+        factory=list, help="Factors by which a layer's range or threshold is tried, such as [0.9, 1.1].", low=0.25,
+        high=4.0,
+    )  # fmt: skip
+    layers: int = option(1, help="Layers that have their turn at each evaluation.", low=1)
+    min_gain: float = option(
+        0.0, help="Share by which eval_loss must fall for another factor to be kept.", low=0.0, high=0.9
+    )
+
+    @property
+    def fewer_bits(self) -> list[float]:
+        """Return the numbers of bits that are tried, from the most to the fewest."""
+        return []
+
+    @property
+    def allowed_rise(self) -> float:
+        """Return the share by which the loss may rise for fewer bits."""
+        return 0.0
+
+    @property
+    def tries(self) -> bool:
+        """Return True if there is something to try."""
+        return bool(self.factors or self.fewer_bits)
+
+
+@attrs.frozen(kw_only=True)
 class Ternary:
     """Options of the quantizer `ternary`."""
 
@@ -93,6 +122,9 @@ class Ternary:
         factory=list,
         help="Modules that stay exact, besides the output head and routers, with all their parts: names, or whole "
         "parts of names.",
+    )
+    tuning: RangeTuning = option(
+        factory=RangeTuning, help="Thresholds that layers try at each evaluation; what is worse is taken back."
     )
 
 

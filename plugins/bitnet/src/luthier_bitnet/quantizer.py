@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from luthier import Context, LuthierError, Multipliers, Progress, check_finite_weights, get_logger
 from torch import Tensor, nn
 
@@ -9,6 +12,7 @@ from luthier_bitnet.layer import Form, Stage, TernaryLinear
 from luthier_bitnet.options import Bitnet, Ternary
 from luthier_bitnet.sub_norms import choose_sizes
 from luthier_bitnet.targets import choose_layers
+from luthier_bitnet.tuning import Tuner
 
 log = get_logger()
 
@@ -25,7 +29,11 @@ class TernaryQuantizer:
             granularity={"group": options.group_size}.get(options.granularity, options.granularity),
             integers=self.name == "bitnet",
             clipped=options.estimator == "clipped",
+            tuned=options.tuning.tries,
         )
+        self.layers: dict[str, TernaryLinear] = {}
+        self.tuner = Tuner(options.tuning)
+        self.needs_metrics = self.tuner.needs_metrics
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Replace each chosen layer by a `TernaryLinear` with the same weight, in place. A second call changes nothing.
@@ -51,6 +59,7 @@ class TernaryQuantizer:
                 if path in sizes:
                     made[id(layer)].add_norm(sizes[path])
             model.set_submodule(path, made[id(layer)])
+        self.layers = find_layers(model)
         count = sum(layer.weight.numel() for layer in made.values())
         exact = sum(parameter.numel() for parameter in model.parameters()) - count
         log.info(f"prepared for {self.name}", layers=len(made), weights=count, left_exact=exact)
@@ -73,6 +82,16 @@ class TernaryQuantizer:
         if start is None or not progress.total_steps or progress.step < start * progress.total_steps:
             return Multipliers()
         return Multipliers(lr=rate, weight_decay=0.0)
+
+    def tune(self, metrics: Mapping[str, float], evaluate: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
+        """Let the next layers try other thresholds. What the validation rows do not bear is taken back."""
+        return self.tuner.tune(self.layers, metrics, evaluate) if self.stage.share == 1 else metrics
+
+    def state(self) -> dict[str, Any]:
+        return {"tuning": self.tuner.state(self.layers)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.tuner.load_state(self.layers, state.get("tuning", {}))
 
 
 def find_layers(model: nn.Module) -> dict[str, TernaryLinear]:

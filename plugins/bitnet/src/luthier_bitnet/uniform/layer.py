@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from luthier_bitnet.choices import ChoosingLayer
 from luthier_bitnet.uniform.grid import Estimator, Levels, quantize_values
 from luthier_bitnet.uniform.observers import Range, observe
 
@@ -26,19 +27,6 @@ class Phase:
     step: int = 0
     seed: int = 0
     calibrating: bool = False
-
-
-@attrs.frozen(kw_only=True)
-class Choice:
-    """The choice of one layer: the factor of its range, and its own number of bits (0: the phase's)."""
-
-    factor: float = 1.0
-    bits: float = 0.0
-
-    @classmethod
-    def of(cls, chosen: Tensor) -> Choice:
-        """Return the choice that a tensor [2] of a layer stands for: the factor, and 100 times the bits."""
-        return cls(factor=float(chosen[0]), bits=round(float(chosen[1])) / 100)
 
 
 @attrs.frozen(kw_only=True)
@@ -67,7 +55,7 @@ class Activations:
     decay: float
 
 
-class UniformLinear(nn.Module):
+class UniformLinear(ChoosingLayer):
     """A linear layer with a latent `weight` [out, in], or [in, out] if it replaces transformers' Conv1D."""
 
     def __init__(self, layer: nn.Linear | Conv1D, path: str, weights: Weights, activations: Activations | None) -> None:
@@ -78,14 +66,11 @@ class UniformLinear(nn.Module):
         self.bias: nn.Parameter | None
         self.scale: nn.Parameter | None
         self.range: Tensor | None
-        self.chosen: Tensor | None
-        self.choice = Choice()  # what `chosen` holds
         self.register_parameter("bias", layer.bias)
         shape = layer.weight.shape[::-1] if self.transposed else layer.weight.shape
         self.out_features, self.in_features = shape
         self.register_parameter("scale", None)
         self.register_buffer("range", None)
-        self.register_buffer("chosen", None)
         self._fitted: tuple[Any, tuple[Tensor, Tensor]] | None = None  # (the weight's state, scale and zero)
         self.train(layer.training)
 
@@ -99,17 +84,7 @@ class UniformLinear(nn.Module):
         if self.activations is not None and self.activations.samples:
             self.range = torch.full((2,), float("nan"), device=self.weight.device)  # not measured yet
         if self.weights.tuned:
-            self.chosen = torch.tensor([1.0, 0.0], device=self.weight.device)
-
-    def choose(self, choice: Choice) -> None:
-        """Take another factor of the range, or other bits, as float32 holds them."""
-        self.chosen = torch.tensor([choice.factor, 100 * choice.bits], device=self.weight.device)
-        self.choice = Choice.of(self.chosen)
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-        if self.chosen is not None and not self.chosen.is_meta:
-            self.choice = Choice.of(self.chosen)
+            self.allow_choice()
 
     @property
     def rounds_activations(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Literal
 import attrs
 from luthier import LuthierError, option
 
-from luthier_bitnet.options import Schedule
+from luthier_bitnet.options import RangeTuning, Schedule
 
 BITS = (1, 1.58, 2, 4, 8)
 Observer = Literal["minmax", "percentile", "mse", "kl"]
@@ -18,23 +18,19 @@ OBSERVER = (
 
 
 @attrs.frozen(kw_only=True)
-class Tuning:
-    """What layers try on the validation rows, in turn. Without factors and bits nothing is tried."""
+class Tuning(RangeTuning):
+    """What layers of `qat` try on the validation rows, in turn. Without factors and bits nothing is tried."""
 
-    factors: list[float] = option(
-        factory=list, help="Factors by which a layer's range is tried, such as [0.9, 1.1].", low=0.25, high=4.0
-    )
     bits: list[float] = option(factory=list, help="Fewer bits that a layer tries, such as [2].", choices=BITS)
-    layers: int = option(1, help="Layers that have their turn at each evaluation.", low=1)
-    min_gain: float = option(
-        0.0, help="Share by which eval_loss must fall for another range to be kept.", low=0.0, high=0.9
-    )
     max_rise: float = option(0.01, help="Share by which eval_loss may rise for fewer bits to be kept.", low=0.0)
 
     @property
-    def tries(self) -> bool:
-        """Return True if there is something to try."""
-        return bool(self.factors or self.bits)
+    def fewer_bits(self) -> list[float]:
+        return sorted(self.bits, reverse=True)
+
+    @property
+    def allowed_rise(self) -> float:
+        return self.max_rise
 
 
 @attrs.frozen(kw_only=True)

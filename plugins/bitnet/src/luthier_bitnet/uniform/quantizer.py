@@ -10,10 +10,10 @@ from luthier import Context, LuthierError, Multipliers, Progress, check_finite_w
 from torch import Tensor, nn
 
 from luthier_bitnet.targets import choose_layers
+from luthier_bitnet.tuning import Tuner
 from luthier_bitnet.uniform.grid import Estimator, Levels
 from luthier_bitnet.uniform.layer import Activations, Phase, Ranges, UniformLinear, Weights
 from luthier_bitnet.uniform.options import Qat, QatActivations
-from luthier_bitnet.uniform.tuning import Tuner
 
 log = get_logger()
 
@@ -26,7 +26,7 @@ class UniformQuantizer:
         self.name = "qat_activations" if isinstance(options, QatActivations) else "qat"
         self.layers: dict[str, UniformLinear] = {}
         self.tuner = Tuner(options.tuning)
-        self.needs_metrics = {"tuning": "eval_loss"} if options.tuning.tries else {}
+        self.needs_metrics = self.tuner.needs_metrics
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Replace each chosen layer by a `UniformLinear` with the same weight, in place. A second call changes nothing.
@@ -76,16 +76,14 @@ class UniformQuantizer:
 
     def tune(self, metrics: Mapping[str, float], evaluate: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
         """Let the next layers try what the options say. What the validation rows do not bear is taken back."""
-        return self.tuner.tune(self.layers, metrics, evaluate) if self.options.tuning.tries else metrics
+        return self.tuner.tune(self.layers, metrics, evaluate) if self.phase.share == 1 else metrics
 
     def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"ranges": Ranges.collect(self.layers)}
-        return {**state, "tuning": self.tuner.state(self.layers)} if self.options.tuning.tries else state
+        return {"ranges": Ranges.collect(self.layers), "tuning": self.tuner.state(self.layers)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         Ranges.give(self.layers, state.get("ranges", {}))
-        if self.options.tuning.tries and "tuning" in state:
-            self.tuner.load_state(self.layers, state["tuning"])
+        self.tuner.load_state(self.layers, state.get("tuning", {}))
 
     def _bits(self, progress: Progress) -> float:
         stages = [*self.options.bits_stages, self.options.bits]
