@@ -1,12 +1,15 @@
 """Rounding to bfloat16: the rest that is kept, and the chance that makes the mean exact."""
 
+import attrs
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from luthier.precision import rounding
 from luthier.precision.rounding import join_halves, round_stochastically, split_halves
+from torch.utils._python_dispatch import TorchDispatchMode
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 TENSORS = arrays.arrays(np.float32, arrays.array_shapes(max_dims=2, max_side=5), elements=FINITE).map(torch.from_numpy)
@@ -48,6 +51,39 @@ def test_the_two_halves_take_no_more_room_than_the_one():
     x = torch.randn(64, 64)
     top, rest = split_halves(x)
     assert top.nbytes + rest.nbytes == x.nbytes
+
+
+@attrs.define(slots=False)
+class LargestTensors(TorchDispatchMode):
+    """Notes the bytes of every new tensor that operations give."""
+
+    sizes: list[int] = attrs.field(factory=list)
+
+    def __attrs_pre_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and not any(a.alias_info for a in func._schema.returns):
+            self.sizes.append(out.nbytes)
+        return out
+
+
+def test_cutting_a_weight_takes_the_room_of_its_halves_and_of_one_piece(monkeypatch):
+    monkeypatch.setattr(rounding, "PIECE", 64)
+    x = torch.randn(64, 64)
+    with LargestTensors() as made:
+        top, rest = split_halves(x)
+    assert sorted(made.sizes)[-2:] == [top.nbytes, rest.nbytes]
+    assert sorted(made.sizes)[-3] <= 64 * 4
+
+
+@settings(deadline=None, max_examples=30)
+@given(x=TENSORS)
+def test_pieces_are_all_numbers_of_a_tensor_in_any_layout(x):
+    for layout in (x, x.t() if x.dim() == 2 else x):
+        assert torch.equal(torch.cat(list(rounding.cut_pieces(layout))), layout.reshape(-1))
+        assert torch.equal(join_halves(*split_halves(layout)), layout)
 
 
 @pytest.mark.parametrize("value", [1.0 + 2**-9, -3.0 - 2**-10, 1e-3, 2.0**-130])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Final
+
 import torch
 from torch import Tensor
 
-HALF = 0x8000  # half of the lowest bit that bfloat16 keeps: bfloat16 is the upper half of float32
+HALF: Final = 0x8000  # half of the lowest bit that bfloat16 keeps: bfloat16 is the upper half of float32
+PIECE: Final = 1 << 20  # numbers of a weight that are looked at together, 4 MiB in float32
+MOST: Final = 64  # pieces of one weight at most: for the largest ones a sixty-fourth more memory is little
 
 
 def split_halves(x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -15,13 +20,28 @@ def split_halves(x: Tensor) -> tuple[Tensor, Tensor | None]:
     The two take the room of the one, and `join_halves` gives it back to the bit. Halves are rounded away from zero, so
     that the rest is within int16.
     """
-    nearest = x.to(torch.bfloat16)
-    if bool((nearest.float() == x).all()):  # for example if the model was published in bfloat16
-        return nearest, None
-    bits = x.view(torch.int32)
-    high = (bits + HALF) >> 16
-    rest = (bits - (high << 16)).to(torch.int16)
-    return high.to(torch.int16).view(torch.bfloat16), rest
+    if all(_is_exact(piece) for piece in cut_pieces(x)):  # for example if the model was published in bfloat16
+        return x.to(torch.bfloat16), None
+    top, rest = (torch.empty_like(x, dtype=torch.int16, memory_format=torch.contiguous_format) for _ in range(2))
+    for piece, top_piece, rest_piece in zip(cut_pieces(x), cut_pieces(top), cut_pieces(rest), strict=True):
+        bits = piece.view(torch.int32)
+        high = (bits + HALF).bitwise_right_shift_(16)
+        top_piece.copy_(high)
+        rest_piece.copy_(torch.sub(bits, high.bitwise_left_shift_(16), out=high))
+    return top.view(torch.bfloat16), rest
+
+
+def cut_pieces(x: Tensor) -> Iterator[Tensor]:
+    """Yield the numbers of a tensor in pieces [n], so that what is made of one takes little memory.
+
+    They are views of the tensor if it is contiguous, else of its copy.
+    """
+    flat = x.reshape(-1)
+    return iter(flat.split(max(PIECE, -(-flat.numel() // MOST))))
+
+
+def _is_exact(piece: Tensor) -> bool:
+    return bool((piece.to(torch.bfloat16).float() == piece).all())
 
 
 def join_halves(top: Tensor, rest: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.precision.bf16_steps import put_tensor
-from luthier.precision.rounding import join_halves, split_halves
+from luthier.precision.rounding import cut_pieces, join_halves, split_halves
 
 # modules of these packages keep plain weights
 PLAIN: Final = ("torch.nn.modules.", "transformers.models.", "transformers.pytorch_utils")
@@ -103,7 +103,7 @@ def frozen_weights(model: Any, dtype: torch.dtype) -> Iterator[nn.Parameter]:
 
 def _is_finite(weight: Tensor) -> bool:
     """Return True if each number is; a tensor without data has no other."""
-    return weight.is_meta or not bool((~weight.isfinite()).any())
+    return weight.is_meta or not any(bool((~piece.isfinite()).any()) for piece in cut_pieces(weight))
 
 
 def _stays_wide(model: Any, dtype: torch.dtype) -> Callable[[str], bool]:
