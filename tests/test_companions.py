@@ -265,9 +265,11 @@ def test_the_plan_says_what_companions_cost(train, tmp_path):
     teacher = save_tiny_model(tmp_path / "teacher", seed=5)
     plain = luthier.plan(**train.settings)
     taught = luthier.plan(**train.settings, loss=Taught(), teacher=str(teacher))
+    lowered = luthier.plan(**train.settings, loss=Taught(), teacher=str(teacher), precision="bf16")
     kept = luthier.plan(**train.settings, loss=Nearby())
     size = sum(file.stat().st_size for file in teacher.glob("*.safetensors"))
     assert plain.memory.get("teacher", 0) == 0 and taught.memory["teacher"] == pytest.approx(size, rel=0.1)
+    assert lowered.memory["teacher"] == pytest.approx(size / 2, rel=0.1)  # in the dtype of the run's products
     assert kept.memory["reference"] == pytest.approx(size, rel=0.1)
     assert any("teacher" in note for note in taught.notes) and any("reference" in note for note in kept.notes)
     assert taught.time["flops_per_token"] > plain.time["flops_per_token"]  # the rate is measured anew by each

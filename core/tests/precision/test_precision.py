@@ -182,6 +182,16 @@ def test_gradients_are_added_in_float32(settings):
     setup.undo.close()
 
 
+@pytest.mark.parametrize(("name", "expected"), [("bf16", torch.bfloat16), ("float32", torch.float32)])
+def test_a_companion_is_held_in_the_dtype_of_products(name, expected):
+    model, computed = tiny_model().requires_grad_(False), Precision(name=name)
+    batch, before = torch.arange(8)[None], tiny_model()
+    computed.lower_companion(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
+    with torch.no_grad(), computed.computing():
+        torch.testing.assert_close(model(batch).logits, before(batch).logits, rtol=0.05, atol=0.05)
+
+
 def test_frozen_weights_take_no_more_room_and_half_where_they_were_published_in_bfloat16():
     def sizes(rounded):
         model = tiny_model()

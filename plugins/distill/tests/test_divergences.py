@@ -16,6 +16,7 @@ from luthier_distill import Distill
 from luthier_distill.divergences import DIVERGENCES, likeliest, mixed_divergence
 from luthier_distill.hidden_states import relation_distances
 from luthier_distill.loss import DistillLoss
+from luthier_distill.whole_divergence import WholeDivergence
 
 few = settings(max_examples=15, deadline=None)
 seeds = st.integers(0, 1 << 16)
@@ -151,10 +152,41 @@ def test_logits_of_any_size_have_finite_values_and_gradients(divergence, top_k):
     own = torch.cartesian_prod(sizes, sizes, sizes).requires_grad_(True)
     theirs = own.detach().flip(0)
     sides = own.log_softmax(-1), theirs.log_softmax(-1)
-    found = DIVERGENCES[divergence](*(sides if top_k is None else likeliest(*sides, top_k, True)), 0.5)
+    if top_k is None:
+        found = WholeDivergence.apply(own, theirs, divergence, 1.0, 0.5)
+    else:
+        found = DIVERGENCES[divergence](*likeliest(*sides, top_k, True), 0.5)
     found.sum().backward()
     assert torch.isfinite(found).all()
     assert torch.isfinite(own.grad).all()
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@few
+@given(seed=seeds, scale=scales, temperature=temperatures, beta=st.sampled_from((0.1, 0.5)))
+def test_the_gradient_made_with_the_value_is_that_of_autograd(divergence, seed, scale, temperature, beta):
+    torch.manual_seed(seed)
+    own, theirs = (scale * torch.randn(4, WIDTH, dtype=torch.float64) for _ in range(2))
+    factors, pair = torch.randn(4, dtype=torch.float64), [own.clone().requires_grad_(True) for _ in range(2)]
+    found = WholeDivergence.apply(pair[0], theirs, divergence, temperature, beta)
+    sides = [(side / temperature).log_softmax(-1) for side in (pair[1], theirs)]
+    expected = temperature**2 * DIVERGENCES[divergence](*sides, beta)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    for values in (found, expected):
+        (values * factors).sum().backward()
+    torch.testing.assert_close(pair[0].grad, pair[1].grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_divergence_takes_few_tensors_as_wide_as_the_vocabulary(divergence):
+    """In float32: three, or four of a mixture, where autograd of the formulas takes five and nine."""
+    from luthier.hardware.memory_meter import Meter
+
+    own, theirs = (torch.randn(4, 4096, dtype=torch.bfloat16) for _ in range(2))
+    own.requires_grad_(True)
+    with Meter() as meter:
+        WholeDivergence.apply(own, theirs, divergence, 1.0, 0.5).sum().backward()
+    assert meter.ledger.peak < (4.01 if divergence == "jsd" else 3.01) * own.numel() * 4
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,15 @@ class Precision:
                 undo.pop_all()
             yield
 
+    def lower_companion(self, model: Any) -> None:
+        """Give a frozen model, which nobody saves, the dtype of the run's products; what that cuts off is lost.
+
+        Its layers compute as those of the frozen model that trains, and no weight is cast in every step.
+        """
+        low = COMPUTED_IN.get(self.name)
+        for parameter in () if low is None else storage.frozen_weights(model, low):
+            put_tensor(parameter, parameter.detach().to(low))
+
     def scaled(self, objective: Tensor | None) -> Tensor | None:
         """Return what backward begins from."""
         return objective if self.scaler is None or objective is None else self.scaler.scaled(objective)

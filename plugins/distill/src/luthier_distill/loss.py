@@ -10,6 +10,7 @@ from luthier_distill import Distill
 from luthier_distill.attention_relations import sum_attention
 from luthier_distill.divergences import DIVERGENCES, likeliest
 from luthier_distill.hidden_states import sum_distances, widen
+from luthier_distill.whole_divergence import WholeDivergence, scaled_logprobs
 
 
 class DistillLoss:
@@ -64,13 +65,19 @@ class DistillLoss:
 
     def _compare(self, own: Tensor, labels: Tensor, theirs: Tensor) -> Tensor:
         """Return [C, 3] from logits [C, V]: divergence, log p(label), and 1 if both rank the same token first."""
-        own, theirs = widen(own), widen(theirs)
-        soft = self.options.temperature
-        student, teacher = (own / soft).log_softmax(-1), (theirs / soft).log_softmax(-1)
-        straight = student if soft == 1 else own.log_softmax(-1)
-        if self.options.top_k is not None:
-            student, teacher = likeliest(student, teacher, self.options.top_k, self.options.add_tail)
-        divergence = soft**2 * DIVERGENCES[self.options.divergence](student, teacher, self.options.beta or 0.5)
-        likelihood = straight.gather(-1, labels[:, None]).squeeze(-1)
-        agreement = (own.argmax(-1) == theirs.argmax(-1)).to(divergence)
-        return torch.stack([divergence, likelihood, agreement], dim=-1)
+        options, agreement = self.options, own.argmax(-1) == theirs.argmax(-1)
+        beta = options.beta or 0.5
+        if options.top_k is None:
+            divergence = WholeDivergence.apply(own, theirs, options.divergence, options.temperature, beta)
+        else:
+            student, teacher = (scaled_logprobs(logits, options.temperature) for logits in (own, theirs))
+            student, teacher = likeliest(student, teacher, options.top_k, options.add_tail)
+            divergence = options.temperature**2 * DIVERGENCES[options.divergence](student, teacher, beta)
+        likelihood = _likelihood(own if options.ce_weight else own.detach(), labels)
+        return torch.stack([divergence, likelihood, agreement.to(divergence)], dim=-1)
+
+
+def _likelihood(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return log p(label) [C] of logits [C, V]."""
+    wide = widen(logits)
+    return wide.gather(-1, labels[:, None]).squeeze(-1) - wide.logsumexp(-1)

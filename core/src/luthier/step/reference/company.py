@@ -68,10 +68,7 @@ class Company:
 
     def join(self, setup: Setup, purpose: Purpose) -> None:
         """Give the policy of a setup its companions; what of them is kept once is kept with the adapter's constants."""
-        read = {
-            role: functools.partial(read_frozen, companion, setup.recipe, setup.device, _read_as(purpose), self.plugins)
-            for role, companion in self.models.items()
-        }
+        read = {role: functools.partial(self._read, role, setup, purpose) for role in self.models}
         setup.companions = self.companions
         if self.companions.reference != "none":
             setup.decisions.explicit("reference", self.companions.reference, self.companions.notes()[0])
@@ -89,6 +86,11 @@ class Company:
         if cache is not None:
             cache.live = policy.others.get("reference")
             policy.others["reference"] = setup.constant_owners["reference_cache"] = cache
+
+    def _read(self, role: str, setup: Setup, purpose: Purpose) -> Any:
+        model = read_frozen(self.models[role], setup.recipe, setup.device, _read_as(purpose), self.plugins)
+        setup.precision.lower_companion(model)
+        return model
 
     def _cache(self, setup: Setup, purpose: Purpose) -> CachedReference | None:
         """Return the empty cache of the reference's log-probabilities; None where none is asked for."""
