@@ -22,6 +22,7 @@ from luthier.data.prepare import Prepared, Report
 from luthier.errors import LuthierError
 from luthier.hardware.memory_meter import Ledger
 from luthier.logs import muted_logs
+from luthier.memory.cache_filling import fill_once, kept_bytes
 from luthier.memory.isolation import isolated_parts
 from luthier.model.fake_tensors import Ghosts, tensor_storages
 from luthier.model.model_config import build_model, config_of, experts_of
@@ -35,7 +36,7 @@ from luthier.step.adapter_start import load_start
 from luthier.step.attach import attach_parts, quantize_model
 from luthier.step.attachment import Attachment, BuiltParts
 from luthier.step.over_batches import run_over
-from luthier.step.reference.company import Company
+from luthier.step.reference.company import Company, find_caches
 from luthier.step.schedule.total_steps import feed_of
 from luthier.step.setup import START
 from luthier.step.start_weights import begin_penalties
@@ -58,10 +59,14 @@ class Unknown(Exception):
 
 @attrs.frozen(kw_only=True)
 class Footprint:
-    """The peak memory of a step whose largest micro-batch has `tokens` tokens, in bytes by cause."""
+    """The peak memory of a step whose largest micro-batch has `tokens` tokens, in bytes by cause.
+
+    `fills_cache` is True where the peak is not a step's, but that of the passes before the first one that fill a cache.
+    """
 
     tokens: int
     causes: dict[str, int]
+    fills_cache: bool = False
     flops_per_token: float = 0.0  # of products and attention, in forward and backward
 
     @property
@@ -108,16 +113,47 @@ class Rehearsal:
                 load_start(self.setup.adapter, folder)
 
     def footprint(self, turns: Sequence[Sequence[TokenExample]]) -> Footprint:
-        """Return the footprint of a step with these micro-batches, of which the first is the largest."""
+        """Return the footprint of a step with these micro-batches, of which the first is the largest.
+
+        Where passes before the first step, which fill a cache, take more, it is that of these.
+        """
+        step = self._step_footprint(turns)
+        if not find_caches(self.setup):
+            return step
+        filling, kept = self.filling_footprint(turns[0]), kept_bytes(self.setup)
+        step = attrs.evolve(step, causes=step.causes | {r: step.causes.get(r, 0) + size for r, size in kept.items()})
+        return step if step.peak >= filling.peak else attrs.evolve(filling, flops_per_token=step.flops_per_token)
+
+    def filling_footprint(self, turn: Sequence[TokenExample]) -> Footprint:
+        """Return the footprint of the passes that fill the caches, at whose time the optimizer has no state.
+
+        `turn` is the largest micro-batch of a step.
+        """
+        ledger = self.ghosts.ledger
+        with self._rehearsing(), self.built.company.rehearsed_filling(self.setup) as held:
+            for role, tensors in held.items():
+                ledger.blame(tensor_storages(tensors), role)
+            ledger.reset()
+            tokens = fill_once(self.setup, turn)
+            causes = {**self._causes(), "optimizer": 0}
+        for role, size in kept_bytes(self.setup).items():
+            causes[role] = causes.get(role, 0) + size
+        return Footprint(tokens=tokens, causes=causes, fills_cache=True)
+
+    def _causes(self) -> dict[str, int]:
+        """Return the bytes at the peak, by cause."""
+        at_peak = self.ghosts.ledger.at_peak
+        causes = {cause: at_peak.get(cause, 0) for cause in CAUSES}
+        return causes | {cause: size for cause in COMPANIONS if (size := at_peak.get(cause, 0))}
+
+    def _step_footprint(self, turns: Sequence[Sequence[TokenExample]]) -> Footprint:
         ledger = self.ghosts.ledger
         self._begin(min(turns[0], key=lambda e: len(e.input_ids)))
         ledger.reset()
         self.ghosts.flops = 0
         self._step(turns)
-        causes = {cause: ledger.at_peak.get(cause, 0) for cause in CAUSES}
-        causes |= {cause: size for cause in COMPANIONS if (size := ledger.at_peak.get(cause, 0))}
         counts = [sum(self.setup.packing.sizes(turn)) for turn in turns]
-        return Footprint(tokens=counts[0], causes=causes, flops_per_token=self.ghosts.flops / sum(counts))
+        return Footprint(tokens=counts[0], causes=self._causes(), flops_per_token=self.ghosts.flops / sum(counts))
 
     def _begin(self, example: TokenExample) -> None:
         """Take the first step of all, after which the optimizer has its state."""

@@ -21,6 +21,7 @@ from luthier.step.over_batches import run_over
 
 if TYPE_CHECKING:
     from luthier.data.batches.batch import Batch
+    from luthier.data.examples import TokenDataset
     from luthier.model.policy import ModelPolicy
     from luthier.plugins.contracts.policy_protocol import Policy
     from luthier.step.setup import Setup
@@ -39,6 +40,7 @@ class CachedReference:
     """
 
     option: ClassVar[str] = OPTION
+    width: int = 1  # numbers in float32 that are kept of each supervised token
 
     def __init__(self, identity: Mapping[str, Any], *, derives: bool, sharded: bool) -> None:
         self.identity, self.derives, self.sharded = dict(identity), derives, sharded
@@ -97,9 +99,8 @@ class CachedReference:
     def fill(self, setup: Setup) -> None:
         """Ask the live reference about every row of the run, in packed passes shared by the ranks."""
         alone = attrs.evolve(setup.packing, ranks=1, rank=0)
-        for dataset in (setup.train, setup.validation):
-            assert not isinstance(dataset, Stream), "the recipe's checks refuse a cache of a stream"
-            batches = iter(()) if dataset is None else deal_batches(dataset, alone, setup.device)
+        for dataset in cached_rows(setup):
+            batches = deal_batches(dataset, alone, setup.device)
             while turn := list(islice(batches, AT_ONCE)):
                 for keys, counts, values in run_over(setup, turn, self.ask):
                     parts = values.cpu().split(counts)
@@ -134,6 +135,12 @@ class CachedReference:
         parts = constants["values"].split(constants["counts"].tolist())
         keys = [key.tobytes() for key in constants["keys"].numpy()]
         self.values = dict(zip(keys, parts, strict=True))
+
+
+def cached_rows(setup: Setup) -> list[TokenDataset]:
+    """Return the sets of rows that a cache keeps values of."""
+    assert not isinstance(setup.train, Stream), "the recipe's checks refuse a cache of a stream"
+    return [setup.train, *([] if setup.validation is None else [setup.validation])]
 
 
 def document_keys(batch: Batch) -> Iterator[tuple[int, bytes]]:

@@ -36,14 +36,15 @@ class CachedTeacher(CachedReference):
         super().__init__({**identity, "top_k and temperature": list(reads)}, derives=False, sharded=False)
         self.blank = blank
         self.count, self.temperature, self.vocabulary = min(reads[0], vocabulary), reads[1], vocabulary
+        self.width = 2 * self.count + 1
 
     def live_values(self, policy: ModelPolicy, batch: Batch) -> Tensor:
         live = policy.others["teacher"].live
         return live.map_logits(batch, lambda logits, labels: keep_top(logits, self.count, self.temperature))
 
     def states(self, batch: Batch) -> Tensor:
-        """Return [T, 2 * count + 1]: what is kept, in the row of the token that predicts the supervised one."""
-        rows = torch.zeros(batch.num_tokens, 2 * self.count + 1, device=batch.device)
+        """Return [T, width]: what is kept, in the row of the token that predicts the supervised one."""
+        rows = torch.zeros(batch.num_tokens, self.width, device=batch.device)
         if batch.idle or self.blank:
             return rows
         kept = [self.values.get(key) for _, key in document_keys(batch)]
@@ -78,9 +79,11 @@ def keep_top(logits: Tensor, count: int, temperature: float) -> Tensor:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logprobs = (logits / temperature).log_softmax(-1)
     top = logprobs.topk(count, dim=-1)
-    others = logprobs.scatter(-1, top.indices, -torch.inf).logsumexp(-1, keepdim=True)
-    lowest = torch.finfo(others.dtype).min / 2
-    return torch.cat([top.values, top.indices.to(logprobs), others.clamp_min(lowest)], dim=-1)
+    rest, lowest = logprobs.scatter(-1, top.indices, -torch.inf), torch.finfo(logprobs.dtype).min / 2
+    peak = rest.amax(-1, keepdim=True).clamp_min(lowest)
+    # `logsumexp` would make one more tensor as wide as the vocabulary
+    others = rest.sub_(peak).exp_().sum(-1, keepdim=True).log_().add_(peak).clamp_min_(lowest)
+    return torch.cat([top.values, top.indices.to(logprobs), others], dim=-1)
 
 
 def spread_top(kept: Tensor, count: int, temperature: float, vocabulary: int) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from luthier.errors import LuthierError
 from luthier.plugins.completion import has_default
 from luthier.step.adapter_start import find_start, load_start
 from luthier.step.context import WHOLE, attach_adapter
+from luthier.step.reference.cached_reference import OPTION as REFERENCE_CACHE
 from luthier.step.reference.cached_reference import CachedReference
 from luthier.step.reference.cached_teacher import CACHE, CachedTeacher
 from luthier.step.reference.companions import Companions
@@ -20,6 +22,8 @@ from luthier.step.reference.frozen_models import FrozenModel, check_same_tokens,
 from luthier.step.reference.reference_identity import identify_reference, identify_teacher
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from luthier.plugins.contracts.protocols import Adapter, Loss
     from luthier.plugins.contracts.values import Context, Purpose
     from luthier.recipe import Recipe
@@ -85,7 +89,27 @@ class Company:
             policy.others["teacher"] = setup.constant_owners[CACHE] = taught
         if cache is not None:
             cache.live = policy.others.get("reference")
-            policy.others["reference"] = setup.constant_owners["reference_cache"] = cache
+            policy.others["reference"] = setup.constant_owners[REFERENCE_CACHE] = cache
+
+    @contextmanager
+    def rehearsed_filling(self, setup: Setup) -> Iterator[dict[str, list[Tensor]]]:
+        """Give the caches of a rehearsal, within this context, the models that fill them in a run.
+
+        Yields the tensors that each of these holds besides the policy's own, by role.
+        """
+        policy, caches = setup.step.policy, find_caches(setup)
+        others, lives = dict(policy.others), [cache.live for cache in caches.values()]
+        read = {role: functools.partial(self._read, role, setup, "plan") for role in self.models}
+        owners = self.companions.join(policy, read)
+        held = self.companions.held_by(policy, owners)
+        for role, cache in caches.items():
+            cache.live, policy.others[role] = policy.others[role], cache
+        try:
+            yield held
+        finally:
+            policy.others = others
+            for cache, live in zip(caches.values(), lives, strict=True):
+                cache.live = live
 
     def _read(self, role: str, setup: Setup, purpose: Purpose) -> Any:
         model = read_frozen(self.models[role], setup.recipe, setup.device, _read_as(purpose), self.plugins)
@@ -110,6 +134,12 @@ class Company:
 
     def _fills(self, purpose: Purpose) -> bool:
         return self.begins and purpose != "plan"
+
+
+def find_caches(setup: Setup) -> dict[str, CachedReference]:
+    """Return the caches of a run by the role of whom they stand for, in the order in which they are filled."""
+    owners = {"reference": setup.constant_owners.get(REFERENCE_CACHE), "teacher": setup.constant_owners.get(CACHE)}
+    return {role: owner for role, owner in owners.items() if isinstance(owner, CachedReference)}
 
 
 def _read_as(purpose: Purpose) -> Purpose:

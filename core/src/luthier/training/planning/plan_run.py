@@ -41,6 +41,7 @@ from luthier.training.process_choice import settle_process
 from luthier.training.rows import prepared_data
 
 STEPS: Final = 1000  # steps that are searched for the fullest micro-batch
+FILLING: Final = "the most memory is taken before the first step, by the passes over the rows that fill a cache"
 
 
 @attrs.frozen(kw_only=True)
@@ -169,7 +170,9 @@ def _tried(case: Case, decisions: Decisions, notes: list[str], company: Company)
         setup = rehearsal.setup
         rehearsal.start_from(company.start)
         setup.packing = attrs.evolve(setup.packing, max_tokens=case.settle().max_tokens_per_device)
-        return setup, case.footprint(fullest_batches(setup.feed, setup.packing, setup.train, STEPS))
+        footprint = case.footprint(fullest_batches(setup.feed, setup.packing, setup.train, STEPS))
+        notes.extend([FILLING] if footprint.fills_cache else [])
+        return setup, footprint
     except Unknown as error:
         notes.append(f"the weights were loaded, and what a step needs is not predicted: {error}")
         recipe = attrs.evolve(case.settle(), memory_check=False)
