@@ -40,6 +40,10 @@ class FactoredLayer(OsftLayer):
     def trained(self) -> dict[str, nn.Parameter]:
         return {name: getattr(self, name) for name in TRIPLETS}
 
+    def _is_product(self, x: Tensor) -> bool:
+        """Return False: the change is the difference of two products."""
+        return False
+
     def change(self, x: Tensor) -> Tensor:
         if not self.training:
             x = self.in_side.expand(self.in_side.project(x))

@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from luthier_osft.complement import Complement, complement_shapes
+from luthier_osft.product import changed_product, computes_product, product_dtype
 
 
 @attrs.define
@@ -91,12 +92,40 @@ class OsftLayer(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # x [..., in]
         if not self.switch.enabled:
             return self.base_layer(x, *args, **kwargs)
+        if not args and not kwargs and self._is_product(x):
+            return self._product(x)
         if self.before is None:
             result = self.base_layer(x, *args, **kwargs)
         else:
             result = functional.linear(x, self.before.to(x.dtype), self.bias)
         dtype = x.dtype if x.dtype is torch.bfloat16 else torch.promote_types(x.dtype, self.dtype)
         return result + self.change(x.to(dtype)).to(result.dtype)
+
+    def _is_product(self, x: Tensor) -> bool:
+        """Return True if `changed_product` can compute the forward pass: of a plain layer, its bases being dense.
+
+        The basis of the longer side is applied to C, and may be stored as reflectors.
+        """
+        dtype = product_dtype(x)
+        exact = dtype is torch.bfloat16 or torch.promote_types(dtype, self.dtype) == dtype
+        outer = self.out_features > self.in_features or hasattr(self.out_side, "basis")
+        inner = self.out_features < self.in_features or hasattr(self.in_side, "basis")
+        return exact and outer and inner and computes_product(self.base_layer, x)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """Return the output with the base and the change as one operation, in the order of `change`."""
+        base: Any = self.base_layer
+        weight = base.weight if self.before is None else self.before
+        dtype, core = product_dtype(x), self._used_core()
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(dtype)
+            if self.out_features > self.in_features:
+                outer = self.out_side.expand(core.T.to(dtype))  # [in - k, out]
+                return changed_product(x, weight, base.bias, self.in_side.basis, None, outer.T)
+            if self.out_features < self.in_features:
+                inner = self.in_side.expand(core.to(dtype))  # [out - k, in]
+                return changed_product(x, weight, base.bias, inner.T, None, self.out_side.basis)
+            return changed_product(x, weight, base.bias, self.in_side.basis, core, self.out_side.basis)
 
     def change(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
         """Return Q_U C Q_V^T x. The basis of the longer side is applied to C, which has fewer rows than x."""

@@ -1,0 +1,73 @@
+"""The product with a frozen matrix and its change within two subspaces as one operation, which keeps little."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+
+def changed_product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, inner: Tensor, core: Tensor | None, outer: Tensor
+) -> Tensor:
+    """Return x (W + U C V^T)^T + bias, [..., out]. x is [..., in], W [out, in], V [in, v], C [u, v], U [out, u].
+
+    W and the bias are frozen, and without C, U V^T is the change. U C V^T is never formed, and its product is added
+    into that of W, as its gradient is into that of W. Factors are cast to the dtype of x, again in backward, and
+    gradients have the dtype of what they belong to. x is kept only if V trains, and x V only if C or U does.
+    """
+    return _Changed.apply(x, weight, bias, inner, core, outer)
+
+
+def computes_product(layer: nn.Module, x: Tensor) -> bool:
+    """Return True if the layer's forward is the product with a frozen dense weight alone, and nothing hooks into it."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    if type(layer) is not nn.Linear or hooked or "forward" in vars(layer) or not x.is_floating_point():
+        return False
+    frozen = not any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
+    return frozen and layer.weight.is_floating_point() and layer.weight.element_size() > 1
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which a linear layer multiplies: autocast's, otherwise that of x."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+class _Changed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *factors: Tensor | None) -> Tensor:
+        inner, core, outer = factors
+        dtype, needs = x.dtype, ctx.needs_input_grad
+        assert inner is not None and outer is not None
+        flat = x.reshape(-1, x.shape[-1])  # [T, in]
+        result = functional.linear(flat, weight.to(dtype), None if bias is None else bias.to(dtype))  # [T, out]
+        lowered = flat @ inner.to(dtype)  # [T, v]
+        middle = lowered if core is None else lowered @ core.to(dtype).T  # [T, u]
+        result.addmm_(middle, outer.to(dtype).T)
+        kept = lowered if needs[4] or needs[5] else None
+        ctx.save_for_backward(flat if needs[3] else None, kept, weight, inner, core, outer)
+        ctx.shape = x.shape
+        return result.view(*x.shape[:-1], result.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, lowered, weight, inner, core, outer = ctx.saved_tensors
+        needs, dtype = ctx.needs_input_grad, grad.dtype
+        flat = grad.reshape(-1, grad.shape[-1])  # [T, out]
+        raised = flat @ outer.to(dtype)  # [T, u]
+        grad_core = (raised.T @ lowered).to(core.dtype) if needs[4] else None
+        back = raised if core is None else raised @ core.to(dtype)  # [T, v]
+        grad_inner = (x.T @ back).to(inner.dtype) if needs[3] else None
+        grad_outer = None
+        if needs[5]:
+            middle = lowered if core is None else lowered @ core.to(dtype).T
+            grad_outer = (flat.T @ middle).to(outer.dtype)
+        grad_x = None
+        if needs[0]:
+            grad_x = (flat @ weight.to(dtype)).addmm_(back, inner.to(dtype).T).view(ctx.shape)
+        return grad_x, None, None, grad_inner, grad_core, grad_outer
