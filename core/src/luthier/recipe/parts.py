@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # each field holds one part; an optional one may be none. Callbacks, metrics and penalties are lists
 FIELDS: Final = ("adapter", "loss", "optimizer", "quantizer", "provider", "trainer")
 OPTIONAL: Final = frozenset(("trainer",))
+LISTS: Final = {"metrics": "metric", "penalties": "penalty"}  # settings that are lists of parts, and their kinds
 
 
 @attrs.frozen(kw_only=True)
@@ -143,6 +144,12 @@ def find_part(value: Any, kind: str, where: str, plugins: Plugins) -> Part:
 def to_plain(value: Any, kind: str, where: str, plugins: Plugins) -> dict[str, Any]:
     """Return what a part field holds as plain data; see `Part.to_plain`."""
     return find_part(value, kind, where, plugins).to_plain()
+
+
+def plain_entry(value: Any, kind: str, where: str, plugins: Plugins) -> Any:
+    """Return an entry of a list of parts as plain data; a name or a mapping stays as it was written."""
+    is_written = isinstance(value, (str, Mapping))
+    return plain_value(value) if is_written else to_plain(value, kind, where, plugins)
 
 
 def plain_options(options: Any) -> dict[str, Any]:

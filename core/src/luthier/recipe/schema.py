@@ -135,7 +135,7 @@ class Settings:
         help="Who watches the run besides progress, jsonl and plot; '-plot' removes one of these, [] removes all.",
     )
     provider: Any = option("local", help="Where it trains.")
-    penalties: list[str | dict[str, Any]] = option(
+    penalties: list[Any] = option(
         factory=list, help="Functions of the trained weights that are added to the objective: names, or {name: ..., "
         "options}.",
     )  # fmt: skip
@@ -223,7 +223,7 @@ class Settings:
 
     eval_steps: int | None = option(None, help="Evaluate every so many steps; none: at the end.", low=1)
     eval_on_start: bool = option(False, help="Evaluate before the first step as well.")
-    metrics: list[str | dict[str, Any]] = option(
+    metrics: list[Any] = option(
         factory=list, help="Metrics that an evaluation reports besides the loss's: names, or {name: ..., options}."
     )
     max_eval_answers: int = option(32, help="Held-out rows that metrics over answers generate answers for.", low=1)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import attrs
 
 from luthier.plugins.registry import Plugins, installed_plugins
-from luthier.recipe.parts import FIELDS, is_absent, part_identity, plain_value, to_plain
+from luthier.recipe.parts import FIELDS, LISTS, is_absent, part_identity, plain_entry, plain_value, to_plain
 from luthier.recipe.reading.paths import escape_variables, locate_paths
 from luthier.recipe.schema import Settings
 
@@ -33,6 +33,9 @@ def plain_recipe(recipe: Settings, plugins: Plugins | None = None) -> dict[str, 
             result[field.name] = to_plain(value, field.name, field.name, known)
         elif field.name == "callbacks":
             result["exact_callbacks"] = [to_plain(c, "callback", f"callbacks.{i}", known) for i, c in enumerate(value)]
+        elif field.name in LISTS:
+            kind = LISTS[field.name]
+            result[field.name] = [plain_entry(e, kind, f"{field.name}.{i}", known) for i, e in enumerate(value)]
         else:
             result[field.name] = plain_value(value)
     return escape_variables(result)

@@ -77,8 +77,14 @@ class Metric(Protocol):
     A metric over answers implements `score_answer` or `score_answers`, a metric over tokens `score_tokens`. A metric
     over answers may ask for `num_answers` of each prompt, sampled at `temperature`; 0 takes the most likely token each
     time, which allows one answer only.
+
+    `over`, `wants` and `greater_is_better` are taken from the record. An object that is passed in Python sets them as
+    attributes; its name is its attribute `name`, or else its class's.
     """
 
+    over: str = "answers"
+    wants: tuple[str, ...] = ()
+    greater_is_better: bool | None = True
     num_answers: int = 1
     temperature: float = 0.0
 

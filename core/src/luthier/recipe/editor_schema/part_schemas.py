@@ -10,12 +10,11 @@ import attrs
 from luthier.plugins.fields.hints import field_hints
 from luthier.plugins.registry import Offer, Plugins
 from luthier.recipe.editor_schema.option_schemas import WORDS, Schema, bounds_of, options_schema, value_schema
-from luthier.recipe.parts import FIELDS, OPTIONAL
+from luthier.recipe.parts import FIELDS, LISTS, OPTIONAL
 from luthier.recipe.reading.aliases import ALIASES, APART, VALUES
 from luthier.recipe.reading.computing_aliases import QUANTIZED
 from luthier.recipe.reading.draft import default_of
 
-LISTS: Final = {"metrics": "metric", "penalties": "penalty"}  # settings that are lists of parts
 LISTED: Final = ("callback", *LISTS.values())
 OPEN: Final[Schema] = {"type": "object"}  # for options that only a library knows
 

@@ -19,8 +19,8 @@ from luthier.recipe.editor_schema.option_schemas import (
     options_schema,
     value_schema,
 )
-from luthier.recipe.editor_schema.part_schemas import LISTS, find_option, part_definitions, part_reference
-from luthier.recipe.parts import FIELDS
+from luthier.recipe.editor_schema.part_schemas import find_option, part_definitions, part_reference
+from luthier.recipe.parts import FIELDS, LISTS
 from luthier.recipe.reading.aliases import ALIASES, READINGS, VALUES
 from luthier.recipe.reading.callback_list import ADDED, EXACT
 from luthier.recipe.reading.computing_aliases import CHOICES

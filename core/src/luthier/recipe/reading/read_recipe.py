@@ -18,12 +18,13 @@ from luthier.plugins.structure import bare_value, place_error, structure_value
 from luthier.recipe.artifact_note import RECORD
 from luthier.recipe.checks.contradictions import batch_product
 from luthier.recipe.checks.other_models import open_run_model
-from luthier.recipe.parts import FIELDS, Part, default_options, find_part, is_absent, plain_options, plain_value
+from luthier.recipe.parts import FIELDS, LISTS, Part, find_part, is_absent, plain_value
 from luthier.recipe.reading.aliases import joined_betas, quantized_names, rename_alias
 from luthier.recipe.reading.callback_list import ADDED, EXACT, read_callbacks
 from luthier.recipe.reading.draft import Draft, Entry, Layer, default_of, label_error
 from luthier.recipe.reading.foreign_keys import explain_foreign, find_foreign_values
 from luthier.recipe.reading.overrides import Override, from_environment, from_python, parse_sets
+from luthier.recipe.reading.part_lists import brief_part, given_parts, read_parts
 from luthier.recipe.reading.paths import escape_variables, expand_variables, locate_paths
 from luthier.recipe.reading.recipe_files import find_file, read_recipe_file
 from luthier.recipe.reading.shorthand import expand_shorthand as expand_short
@@ -100,22 +101,16 @@ def _begun(source: object, base: Path | None, plugins: Plugins) -> tuple[Layer, 
 def _given_settings(recipe: Settings, plugins: Plugins) -> dict[str, Any]:
     """Return what a recipe sets besides the defaults, as plain data; the caller's objects stay objects."""
     fields = {kind: getattr(recipe, kind) for kind in FIELDS}
-    settings = {kind: _brief(part, kind, kind, plugins) for kind, part in fields.items() if not is_absent(kind, part)}
-    settings[EXACT] = [_brief(c, "callback", f"{ADDED}.{i}", plugins) for i, c in enumerate(recipe.callbacks)]
-    others = [f.name for f in attrs.fields(Settings) if f.name not in (*settings, ADDED)]
+    settings = {
+        kind: brief_part(part, kind, kind, plugins) for kind, part in fields.items() if not is_absent(kind, part)
+    }
+    settings[EXACT] = [brief_part(c, "callback", f"{ADDED}.{i}", plugins) for i, c in enumerate(recipe.callbacks)]
+    settings |= {n: given_parts(getattr(recipe, n), n, plugins) for n in LISTS if getattr(recipe, n) != default_of(n)}
+    others = [f.name for f in attrs.fields(Settings) if f.name not in (*settings, *LISTS, ADDED)]
     given = {name: getattr(recipe, name) for name in others}
     return {
         k: escape_variables(plain_value(v)) for k, v in given.items() if k == "data" or v != default_of(k)
     } | settings
-
-
-def _brief(value: Any, kind: str, where: str, plugins: Plugins) -> Any:
-    """Return a part as its name and the options that are not defaults; an object of the caller unchanged."""
-    part = find_part(value, kind, where, plugins)
-    if part.local is not None:
-        return part.local
-    changed = {n: v for n, v in plain_options(part.options).items() if v != default_options(type(part.options)).get(n)}
-    return escape_variables({"name": part.name, **changed})
 
 
 def _overrides(given: Mapping[str, Any] | Iterable[Override | str]) -> list[Override]:
@@ -176,7 +171,8 @@ def _finish(made: type[Made], draft: Draft, plugins: Plugins | None) -> Reading[
     for settle in (quantized_names, joined_betas, add_trackers):
         attempt(functools.partial(settle, draft, known))
     attempt(lambda: _size_batch(draft.tree))
-    settings = {name: value for name, value in draft.tree.items() if name not in (*FIELDS, ADDED, EXACT)}
+    settings = {name: value for name, value in draft.tree.items() if name not in (*FIELDS, *LISTS, ADDED, EXACT)}
+    settings |= _listed_parts(draft.tree, attempt, known)
     recipe = attempt(lambda: structure_value(settings, made, ""))  # everything that no plugin is needed for comes first
     parts = {kind: attempt(functools.partial(_found_part, draft.tree, kind, known)) for kind in FIELDS}
     watchers = attempt(lambda: read_callbacks(draft.tree, known))
@@ -213,6 +209,12 @@ def _size_batch(tree: dict[str, Any]) -> None:
     product = batch_product(size, steps)
     if product is not None:
         tree.setdefault("global_batch_size", product)
+
+
+def _listed_parts(tree: dict[str, Any], attempt: Callable[..., Any], plugins: Plugins) -> dict[str, list[Any]]:
+    """Return the settings that are lists of parts; one that cannot be read counts as a part, and no rule misses it."""
+    lists = {name: attempt(functools.partial(read_parts, tree, name, plugins)) for name in LISTS}
+    return {name: ["unreadable"] if parts is None else parts for name, parts in lists.items()}
 
 
 def _found_part(tree: dict[str, Any], kind: str, plugins: Plugins) -> Any:

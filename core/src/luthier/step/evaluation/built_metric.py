@@ -10,7 +10,6 @@ import attrs
 
 from luthier.errors import LuthierError
 from luthier.plugins.completion import has_default
-from luthier.plugins.records import MetricRecord
 
 if TYPE_CHECKING:
     from luthier.plugins.contracts.protocols import Metric
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
 class BuiltMetric:
     """A metric of the recipe, ready to score."""
 
-    record: MetricRecord
+    name: str  # as an evaluation reports it, `eval_` before it
+    record: Any  # the record, or the object of the caller, which both have over, wants and greater_is_better
     part: Metric
 
     def score_tokens(self, statistics: Any) -> tuple[float, float]:
@@ -37,14 +37,14 @@ class BuiltMetric:
         numbers = _numbers(scores)
         if not numbers or not all(map(math.isfinite, numbers)):
             raise LuthierError("part-invalid", "score_answers returns finite statistics",
-                               where=f"metric {self.record.name}", found=scores)  # fmt: skip
+                               where=f"metric {self.name}", found=scores)  # fmt: skip
         return numbers
 
     def _pair(self, method: str, answer: Any) -> tuple[float, ...]:
         numbers = _numbers(answer)
         if len(numbers) != 2 or not all(map(math.isfinite, numbers)) or numbers[1] < 0:
             raise LuthierError("part-invalid", f"{method} returns a finite sum and a count of 0 or more",
-                               where=f"metric {self.record.name}", found=answer)  # fmt: skip
+                               where=f"metric {self.name}", found=answer)  # fmt: skip
         return numbers
 
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from luthier.errors import LuthierError
 from luthier.plugins.contracts.metric_names import check_metric_names
 from luthier.plugins.contracts.values import LossOutput, TokenStatistics
+from luthier.plugins.records import TOKEN_STATISTICS
 from luthier.step.evaluation.built_metric import BuiltMetric
 
 if TYPE_CHECKING:
     from luthier.data.batches.batch import Batch
     from luthier.plugins.contracts.policy_protocol import Policy
-    from luthier.recipe.parts import Resolved
+    from luthier.recipe.parts import Part, Resolved
     from luthier.step.setup import Setup
 
 
@@ -32,15 +33,31 @@ def build_metrics(resolved: Resolved, *, sharded: bool = False) -> dict[str, Bui
     built: dict[str, BuiltMetric] = {}
     for i, part in enumerate(resolved.metrics):
         where = f"metrics.{i}"
-        record: Any = part.record
-        check_metric_names([part.name], where)
-        if part.name in built:
-            raise LuthierError("recipe-conflict", "this metric is named twice", where=where, found=part.name)
+        name = _metric_name(part)
+        record: Any = part.record or part.local
+        check_metric_names([name], where)
+        if name in built:
+            raise LuthierError("recipe-conflict", "this metric is named twice", where=where, found=name)
+        _check_metric(record, where)
         if record.over == "answers" and sharded:
             problem = "a metric over answers generates, which sharded weights cannot"
             raise LuthierError("part-unsupported", problem, where=where, remedy="Set distributed.strategy: ddp.")
-        built[part.name] = BuiltMetric(record=record, part=resolved.build(part))
+        built[name] = BuiltMetric(name=name, record=record, part=resolved.build(part))
     return built
+
+
+def _metric_name(part: Part) -> str:
+    """Return the record's name; of an object of the caller its attribute `name`, or its class's name."""
+    return part.name if part.local is None else str(getattr(part.local, "name", type(part.local).__name__))
+
+
+def _check_metric(record: Any, where: str) -> None:
+    """Raise `part-invalid` for an object of the caller that says of itself what no record could."""
+    if record.over not in ("answers", "tokens"):
+        raise LuthierError("part-invalid", "over is 'answers' or 'tokens'", where=where, found=record.over)
+    if set(record.wants) - set(TOKEN_STATISTICS) or (record.wants and record.over != "tokens"):
+        problem = "wants may name only 'entropy' and 'top1', in metrics over tokens"
+        raise LuthierError("part-invalid", problem, where=where, found=list(record.wants))
 
 
 def measuring_tokens(setup: Setup) -> Callable[[Any, Batch], LossOutput] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,10 +12,13 @@ from luthier.checkpoint import run_state
 from luthier.checkpoint.constants import read_constants
 from luthier.data.examples import TokenDataset
 from luthier.errors import LuthierError
+from luthier.logs import get_logger
 from luthier.plugins.contracts.protocols import Loss
 from luthier.plugins.contracts.values import Progress
 from luthier.recipe import Recipe
 from luthier.recipe.objects import Objects
+from luthier.recipe.parts import LISTS
+from luthier.recipe.reading.draft import default_of
 from luthier.recipe.schema import Data, Source
 from luthier.runs.writing.decisions import Decisions
 from luthier.step.adapter_start import read_adapter
@@ -25,6 +29,7 @@ from luthier.training.assemble import assemble_run
 from luthier.training.trained.open_weights import note_of, read_tree
 from luthier.training.trained.weights_place import WeightsPlace, run_recipe
 
+log = get_logger()
 # settings that decide the weights, and not how they are measured
 WEIGHTS: Final = ("model", "adapter", "adapter_from", "quantizer", "optimizer")
 
@@ -70,8 +75,11 @@ class Weights:
 
 def measured_recipe(weights: Weights, changes: dict[str, Any], data: str | None) -> Recipe:
     """Return the recipe of an evaluation: `data` in the place of its rows, and nothing that belongs to training."""
+    kept = {name: _loadable(name, changes.get(name, getattr(weights.recipe, name))) for name in LISTS}
+    if not kept["metrics"] and weights.recipe.metrics:  # nothing is left that the run's own limit is about
+        kept["max_eval_answers"] = default_of("max_eval_answers")
     recipe = attrs.evolve(weights.recipe, memory_check=False, reference_cache=False, teacher_cache=False,
-                          callbacks=[], **changes)  # fmt: skip
+                          callbacks=[], **{**kept, **changes, **{name: kept[name] for name in LISTS}})  # fmt: skip
     if data is not None:
         return attrs.evolve(recipe, data=held_out_data(recipe.data, data), max_eval_batches=None, eval_steps=None,
                             eval_on_start=False, load_best_model_at_end=False)  # fmt: skip
@@ -79,6 +87,17 @@ def measured_recipe(weights: Weights, changes: dict[str, Any], data: str | None)
         raise LuthierError("data-empty", "the run has no validation rows", where="data.validation",
                            remedy="Give a file with --data.")  # fmt: skip
     return recipe
+
+
+def _loadable(name: str, entries: list[Any]) -> list[Any]:
+    """Return the metrics or penalties without those that were objects in Python, which no file can bring back.
+
+    A penalty takes no part in an evaluation; of a metric that is left out the log says so.
+    """
+    lost = [entry["local"] for entry in entries if isinstance(entry, Mapping) and "local" in entry]
+    if lost and name == "metrics":
+        log.warning("metrics that were objects in Python are left out: give them again", metrics=lost)
+    return [entry for entry in entries if not (isinstance(entry, Mapping) and "local" in entry)]
 
 
 def held_out_data(data: Data, path: str) -> Data:
