@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -194,6 +197,31 @@ def test_csv_files_write_a_verdict_and_numbers_as_text(tmp_path, chat, value):
         Data(train=[Source(path=str(tmp_path / "a.csv"))]), chat("chatml"), seed=0, wanted=wanted
     ).train
     assert example.columns == {"label": value == "true", "margin": 0.5, "rank": 7}
+
+
+@pytest.mark.parametrize("one", [1, 1.0, True, np.int64(1), np.float32(1), np.bool_(True), "1", "1.0", "TRUE"])
+def test_a_verdict_may_be_one_or_zero_as_a_number_or_a_text(chat, made, one):
+    zero = type(one)(0) if not isinstance(one, str) else {"TRUE": "FALSE"}.get(one, one.replace("1", "0"))
+    rows = [{"prompt": "q", "completion": f"a{i}", "label": label} for i, label in enumerate((one, zero))]
+    prepared = made(rows, chat("chatml"), wanted=Wanted(kind="unpaired"))
+    assert prepared.train.columns["label"].tolist() == [True, False] and prepared.train.columns["label"].dtype == bool
+    assert not any("nothing reads" in warning for warning in prepared.report.warnings)
+
+
+@pytest.mark.parametrize("rating", [2, -1, 0.5, "3", math.nan])
+def test_a_rating_is_no_verdict(chat, made, rating):
+    rows = [{"prompt": "q", "completion": "a", "label": rating}]
+    with pytest.raises(LuthierError) as raised:
+        made(rows, chat("chatml"), wanted=Wanted(kind="unpaired"))
+    assert raised.value.code == "data-row" and raised.value.where.endswith(": label")
+    assert "1 for a good answer" in raised.value.remedy
+
+
+def test_a_column_of_truth_that_a_loss_names_itself_takes_no_number(chat, made):
+    rows = [{"prompt": "q", "completion": "a", "label": 1}]
+    with pytest.raises(LuthierError) as raised:
+        made(rows, chat("chatml"), wanted=Wanted(kind="unpaired", columns={"label": "bool"}))
+    assert raised.value.code == "data-row" and raised.value.where.endswith(": label")
 
 
 def test_further_texts_of_the_row_become_documents_of_its_unit(chat, made):

@@ -127,7 +127,8 @@ class UnreadColumns:
 
     def _misfits(self, row: Row) -> Iterator[str]:
         """Yield the columns with values other than those for which they are read."""
-        for name in row.values.keys() & READ_WHERE.keys() & self.known:
+        judged = {"label"} if self.wanted.kind == "unpaired" else set()  # whose every value is read, or an error
+        for name in (row.values.keys() & READ_WHERE.keys() & self.known) - judged:
             value, is_read = row.values[name], READ_WHERE[name]
             own = name in self.reads and name not in row.used | row.mapped
             if own and is_filled(value) and not is_read(value):

@@ -51,8 +51,12 @@ class Wanted:
 
     def read_columns(self, row: Row) -> dict[str, bool | int | float]:
         """Return the row's checked value of each column. Raises `data-column` if the row lacks one."""
-        kinds = {"label": "bool", **self.columns} if self.kind == "unpaired" else self.columns
-        return {name: READERS[kind](_value_of(row, name), f"{row.where}: {name}") for name, kind in kinds.items()}
+        values = {
+            name: READERS[kind](_value_of(row, name), f"{row.where}: {name}") for name, kind in self.columns.items()
+        }
+        if self.kind == "unpaired" and "label" not in values:
+            return {"label": _read_verdict(_value_of(row, "label"), f"{row.where}: label"), **values}
+        return values
 
     def read_texts(self, row: Row) -> dict[str, str]:
         """Return the texts of the row that become documents of its unit, by name."""
@@ -85,6 +89,20 @@ def _read_bool(value: Any, where: str) -> bool:
     if isinstance(value, bool):
         return value
     raise LuthierError("data-row", "must be true or false", where=where, found=value)
+
+
+def _read_verdict(value: Any, where: str) -> bool:
+    """Return the verdict on an answer, which many data sets give as 1 or 0, as numbers or texts.
+
+    Other numbers are ratings, for which no threshold is obvious.
+    """
+    number = float(value) if isinstance(value, str) and NUMBER.fullmatch(value.strip()) else value
+    if not isinstance(number, (int, float)) or isinstance(number, bool):
+        return _read_bool(value, where)
+    if number in (0, 1):
+        return number == 1
+    remedy = "Write true or 1 for a good answer, false or 0 for a bad one; from ratings, make such a column yourself."
+    raise LuthierError("data-row", "must be true or false, or 1 or 0", where=where, found=value, remedy=remedy)
 
 
 def _read_int(value: Any, where: str) -> int:
