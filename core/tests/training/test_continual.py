@@ -125,3 +125,12 @@ def test_a_task_without_held_out_rows_is_refused(recipe_file, tmp_path):
         luthier.continual(recipe_file, output_dir=tmp_path / "none", **{"data.validation": 0.0})
     assert (caught.value.code, caught.value.where) == ("data-empty", "data.validation")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("verb", ["train", "plan", "inspect"])
+def test_a_verb_of_one_run_names_the_verb_of_sequences_in_its_only_error(recipe_file, verb):
+    done = CliRunner().invoke(app, [verb, str(recipe_file), "--json"])
+    set_up("warning")
+    error = json.loads(done.stdout)["error"]
+    assert (error["code"], error["where"]) == ("recipe-unknown-option", f"{recipe_file}:10: tasks")
+    assert "luthier continual" in error["remedy"] and not error.get("errors")

@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import attrs
 
@@ -32,6 +32,7 @@ from luthier.recipe.reading.trackers import add_trackers
 from luthier.recipe.schema import Settings
 
 Made = TypeVar("Made", bound=Settings)
+SEQUENCE: Final = ("tasks", "num_runs")  # settings that only a sequence of runs has
 
 
 @attrs.frozen(kw_only=True)
@@ -53,8 +54,9 @@ def read_mapping(
     """Return settings of type `made` from plain data. The environment is read for `${NAME}` only."""
     if not isinstance(mapping, Mapping):
         raise LuthierError("recipe-wrong-type", "a recipe must be a mapping", found=mapping)
-    draft = Draft()
-    _lay(draft, Layer(base=Path(base).absolute() if base is not None else None), mapping, os.environ)
+    draft, layer = Draft(), Layer(base=Path(base).absolute() if base is not None else None)
+    _refuse_sequence(layer, mapping)
+    _lay(draft, layer, mapping, os.environ)
     return _finish(made, draft, plugins)
 
 
@@ -73,7 +75,9 @@ def read_settings(
     if source is None or isinstance(source, (str, Path)):
         groups.insert(0, from_environment(variables))
     if source is not None:
-        _lay(draft, *_begun(source, base, plugins or installed_plugins()), variables)
+        layer, tree = _begun(source, base, plugins or installed_plugins())
+        _refuse_sequence(layer, tree)
+        _lay(draft, layer, tree, variables)
     for group in groups:
         layer = Layer(labels={o.steps: o.label for o in group}, base=Path.cwd())
         _lay(draft, layer, [(o.steps, o.value) for o in group], variables)
@@ -96,6 +100,15 @@ def _begun(source: object, base: Path | None, plugins: Plugins) -> tuple[Layer, 
         tree[EXACT] = tree.pop(ADDED)
         labels |= {(EXACT, *steps[1:]): label for steps, label in labels.items() if steps[:1] == (ADDED,)}
     return Layer(labels=labels, base=file.absolute().parent), tree
+
+
+def _refuse_sequence(layer: Layer, tree: Mapping[str, Any]) -> None:
+    """Raise `recipe-unknown-option` for the recipe of a sequence, whose rows are in its tasks: it is not one run."""
+    for name in SEQUENCE:
+        if name in tree:
+            where = label_error(name, layer.label((name,)), name)
+            problem, remedy = "this is a sequence of runs, and not one run", "Run `luthier continual` with this recipe."
+            raise LuthierError("recipe-unknown-option", problem, where=where, remedy=remedy)
 
 
 def _given_settings(recipe: Settings, plugins: Plugins) -> dict[str, Any]:
