@@ -38,6 +38,22 @@ def test_each_format_is_recognised_by_its_columns(form):
     assert recognise_format(rows_of(*[SAMPLES[form]] * 3), "a.jsonl") == form
 
 
+@pytest.mark.parametrize("messages", [
+    CHAT, CHAT[:1], CHAT[1:], [{"content": "s", "role": "system"}, *CHAT, *CHAT], [{"role": "tool", "content": ""}],
+    [{"role": "developer", "content": "é"}, *CHAT], [{**CHAT[0], "name": "Ann"}, CHAT[1]], [{"role": "user", "content": ["a"]}],
+    [{"role": "nobody", "content": "a"}], [{"role": "user", "text": "a"}], [{"role": "user", "content": None}], [], [5], {}, None,
+])  # fmt: skip
+def test_a_row_of_plain_messages_is_read_as_any_other(messages):
+    """A column that nothing reads sends the row the general way."""
+    results = []
+    for further in ({}, {"id": 1}):
+        try:
+            results.append(convert({"messages": messages, **further}, "messages"))
+        except LuthierError as error:
+            results.append(error.line)
+    assert results[0] == results[1]
+
+
 def test_an_alpaca_row_may_say_response_for_output():
     assert recognise_format(rows_of({"instruction": "a", "response": "b"}), "a.jsonl") == "alpaca"
     assert convert({"instruction": "a", "response": "b"}, "alpaca") == Instruction(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier.data.formats.forms import Conversation, Document
-from luthier.data.read.packed_rows import BLOCK, PackedRows
+from luthier.data.read.packed_rows import BLOCK, PackedBlock, PackedRows
 from luthier.data.read.row import Row, broken_row, faulty_row
 
 JSON = st.recursive(
@@ -48,6 +48,24 @@ def test_what_json_cannot_write_is_kept_as_it_is(value):
     rows = [Row({"extra": value}, "rows:1"), *(Row({"n": i}, f"rows:{i}") for i in range(BLOCK))]
     packed = PackedRows(rows)
     assert next(iter(packed)) is rows[0] and len(packed) == len(rows)
+
+
+class Word(str):
+    """A text of another type, which a copy would have to be too."""
+
+
+@pytest.mark.parametrize("value", [Word("a"), np.float32(1), len, Word], ids=["text", "number", "function", "class"])
+def test_a_value_of_another_type_is_never_copied(value):
+    rows = [Row({"value": [value]}, "rows:1")] * BLOCK
+    assert next(iter(PackedRows(rows))) is rows[0]
+
+
+def test_a_full_block_stays_packed_on_its_way_to_another_process():
+    rows = list(conversations(BLOCK + 3))
+    first, rest = PackedRows(rows).blocks()
+    assert isinstance(first, PackedBlock) and len(first.octets) < 50 * BLOCK
+    assert [*first, *rest] == rows
+    assert (first[0], first[-1], len(first)) == (rows[0], rows[BLOCK - 1], BLOCK)
 
 
 def conversations(count):

@@ -65,6 +65,26 @@ def from_messages(values: dict[str, Any]) -> Conversation:
     return make_conversation(messages, Beside.of(values), flags=read_flags(raw, "messages"))  # type: ignore[arg-type]
 
 
+def plain_conversation(values: dict[str, Any], where: str) -> Conversation | None:
+    """Return what `from_messages` returns for a row of messages that have a role and a text and nothing else.
+
+    None for any other row. Most rows are such, and this takes a fifth of the time.
+    """
+    raw = values.get("messages")
+    if len(values) != 1 or type(raw) is not list or not raw:
+        return None
+    messages, trained = [], []
+    for message in raw:
+        if type(message) is not dict or len(message) != 2:
+            return None
+        role, content = message.get("role"), message.get("content")
+        if type(role) is not str or role not in ROLES or type(content) is not str:
+            return None
+        messages.append({"role": role, "content": content})
+        trained.append(role == "assistant")
+    return Conversation(messages=tuple(messages), trained=tuple(trained), where=where)
+
+
 def read_messages(raw: object, place: str) -> list[dict[str, Any]]:
     """Return OpenAI messages, checked: role, text content, and tool calls with their arguments as objects."""
     if not isinstance(raw, list) or not raw:

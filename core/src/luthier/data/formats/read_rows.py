@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.data.formats.bad_rows import EMPTY, Fault
-from luthier.data.formats.forms import Form
+from luthier.data.formats.forms import Conversation, Form, Instruction
 from luthier.data.formats.known_columns import UnreadColumns
 from luthier.data.formats.recognise_form import FORMATS, convert_row, is_empty
 from luthier.data.formats.wanted import Wanted
@@ -21,11 +21,40 @@ from luthier.errors import LuthierError, suggest_nearest
 from luthier.recipe.schema import Source
 
 
+@attrs.define
+class Talks:
+    """The conversations of a set: how many there are, how many lack a system prompt, and what they set."""
+
+    count: int = 0
+    bare: int = 0
+    settings: set[str] = attrs.field(factory=set)  # names of variables for the chat template
+
+    def note(self, form: Form) -> None:
+        """Add a form, if it is a conversation."""
+        if isinstance(form, Conversation):
+            has_system = form.messages[0]["role"] == "system"
+        elif isinstance(form, Instruction):
+            has_system = bool(form.system)
+        else:
+            return
+        self.count += 1
+        self.bare += not has_system
+        self.settings.update(form.settings)
+
+    @classmethod
+    def of(cls, forms: Iterable[Form]) -> Talks:
+        talks = cls()
+        for form in forms:
+            talks.note(form)
+        return talks
+
+
 @attrs.define(kw_only=True)
 class ReadRows:
     """The forms of a set, the names of their formats, and the columns that nothing reads."""
 
     forms: PackedRows[Form] = attrs.field(factory=PackedRows)
+    talks: Talks = attrs.field(factory=Talks)
     numbers: list[int] = attrs.field(factory=list)  # the row's number of each form
     count: int = 0  # the number of all rows
     faults: list[Fault] = attrs.field(factory=list)  # of the rows that could not be converted
@@ -41,7 +70,9 @@ class ReadRows:
         ignored = IgnoredColumns.of(source)
         for row in rows:
             try:
-                self.forms.append(convert_row(row, form, wanted))
+                made = convert_row(row, form, wanted)
+                self.forms.append(made)
+                self.talks.note(made)
                 self.numbers.append(self.count)
             except LuthierError as error:
                 kind = EMPTY if row.fault is None and is_empty(row) else ""
@@ -60,8 +91,9 @@ class ReadRows:
         forms, numbers = PackedRows(self.forms[i] for i in places.tolist()), [self.numbers[i] for i in places.tolist()]
         chosen_faults = self.faults if faults else []
         return attrs.evolve(
-            self, forms=forms, numbers=numbers, faults=chosen_faults, count=len(forms) + len(chosen_faults)
-        )
+            self, forms=forms, talks=Talks.of(forms), numbers=numbers, faults=chosen_faults,
+            count=len(forms) + len(chosen_faults),
+        )  # fmt: skip
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import attrs
 
 from luthier.data.formats.beside import is_filled, template_variables
-from luthier.data.formats.conversations import from_chatml, from_messages, from_sharegpt
+from luthier.data.formats.conversations import from_chatml, from_messages, from_sharegpt, plain_conversation
 from luthier.data.formats.documents import MASKS, from_alpaca, from_prompt_completion, from_text, from_tokens
 from luthier.data.formats.forms import Form, Texts
 from luthier.data.formats.known_columns import ROW_FLAGS, check_columns, own_values, row_weight
@@ -106,6 +106,10 @@ def convert_row(row: Row, form: str, wanted: Wanted = TOKENS) -> Form:
 
     Raises `data-row` with the reason if it does not fit.
     """
+    if form == "messages" and row.fault is None and not (row.used or row.mapped or wanted.reads_columns):
+        plain = plain_conversation(row.values, row.where)
+        if plain is not None:
+            return plain
     values = own_values(row.whole)
     try:
         if form != "documents":

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 from luthier.data.examples import TokenDataset
-from luthier.data.formats.forms import Conversation, Instruction
-from luthier.data.formats.read_rows import ReadRows
+from luthier.data.formats.read_rows import ReadRows, Talks
 from luthier.data.report import Report
 from luthier.data.tokenise.chat_template import ChatTemplate
 
@@ -40,7 +38,7 @@ def warnings_of(report: Report, read: ReadRows, template: ChatTemplate | None) -
         remarks.append(f"the first bad rows: {'; '.join(report.bad_rows)}")
     remarks += [f"{_share(n, report.rows)} {CHANGES[what]}{_roles(what, report)}" for what, n in report.changes.items()]
     if template is not None:
-        remarks += _of_template(read.forms, template)
+        remarks += _of_template(read.talks, template)
     if read.absent:
         remarks.append(f"columns that are ignored and that no row has: {', '.join(read.absent)}")
     if read.unread:
@@ -67,26 +65,18 @@ def _share(count: int, rows: int) -> str:
     return f"{count} of {rows} rows ({100 * count / max(rows, 1):.1f} %)"
 
 
-def _of_template(forms: Iterable[Any], template: ChatTemplate) -> list[str]:
-    chats = bare = 0
-    given = set(template.settings)
-    for form in forms:
-        if isinstance(form, (Conversation, Instruction)):
-            chats, bare = chats + 1, bare + (not _has_system(form))
-            given.update(form.settings)
-    if not chats:
+def _of_template(talks: Talks, template: ChatTemplate) -> list[str]:
+    if not talks.count:
         return []
     remarks = []
-    if unknown := sorted(name for name in given if name not in template.text):
+    if unknown := sorted(name for name in {*template.settings, *talks.settings} if name not in template.text):
         remarks.append(f"the chat template does not read these of chat_template_kwargs: {', '.join(unknown)}")
     if not template.closes:
         remarks.append(f"the chat template ends answers with no special token: {template.stop} is put after each")
     if "strftime_now" in template.text:
         remarks.append("the chat template writes today's date: on another day the same rows give other tokens")
-    if bare and (system := template.own_system()):
-        remarks.append(f"the chat template puts its own system prompt {system!r} before {_share(bare, chats)}")
+    if talks.bare and (system := template.own_system()):
+        remarks.append(
+            f"the chat template puts its own system prompt {system!r} before {_share(talks.bare, talks.count)}"
+        )
     return remarks
-
-
-def _has_system(form: Conversation | Instruction) -> bool:
-    return bool(form.system) if isinstance(form, Instruction) else form.messages[0]["role"] == "system"

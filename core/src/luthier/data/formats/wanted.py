@@ -42,6 +42,11 @@ class Wanted:
             remedy = "Let LossRecord.documents name the columns whose texts become documents."
             raise LuthierError("plugin-invalid", "the loss takes documents but names none", where="loss", remedy=remedy)
 
+    @property
+    def reads_columns(self) -> bool:
+        """Return True if the loss reads more of a row than its format."""
+        return bool(self.columns or self.documents) or self.kind == "unpaired"
+
     @classmethod
     def of_part(cls, part: Part) -> Wanted:
         """Return the demands in a loss's record, or in the attributes of an object that was passed in Python."""

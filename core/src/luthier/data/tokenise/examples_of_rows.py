@@ -13,6 +13,7 @@ from luthier.data.examples import TokenDataset, TokenExample, are_equal
 from luthier.data.formats.bad_rows import Fault
 from luthier.data.formats.beside import template_variables
 from luthier.data.formats.forms import Completion, Conversation, Document, Form, Instruction, Pair, Tokens
+from luthier.data.read.packed_rows import BLOCK
 from luthier.data.tokenise.chat_template import ChatTemplate, load_template
 from luthier.data.tokenise.encode import Encoder, check_text
 from luthier.data.tokenise.lost_parts import lost_error, lost_kind, lost_parts
@@ -22,7 +23,7 @@ from luthier.data.tokenise.unit_texts import UnitTexts
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Data, Overlong
 
-CHUNK: Final = 256  # rows that are tokenised together
+CHUNK: Final = BLOCK  # rows that are tokenised together
 # the word under which a dropped row is counted, if not "overlong"
 OVERLONG: Final[dict[type, str]] = {Pair: "overlong_pair"}
 
@@ -73,6 +74,7 @@ class Maker:
 
         An example's index is the number of its form among these.
         """
+        forms = list(forms)  # packed ones are unpacked once
         made = Made(examples=TokenDataset.of(()), rows=len(forms))
         drafts = [self._checked(form, number, made) for number, form in enumerate(forms)]
         texts = [text for own in drafts for draft in own for text in draft.texts.values()]

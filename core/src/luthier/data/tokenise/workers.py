@@ -20,6 +20,7 @@ import attrs
 from luthier.data.formats.bad_rows import Found
 from luthier.data.formats.forms import Form
 from luthier.data.read.content_hash import tokenizer_hash
+from luthier.data.read.packed_rows import PackedRows
 from luthier.data.tokenise.examples_of_rows import CHUNK, Made, Maker
 from luthier.errors import LuthierError, show_value
 from luthier.logs import get_logger
@@ -49,6 +50,9 @@ def can_fork() -> bool:
 
 
 def cut_chunks(forms: Sequence[Form]) -> Iterator[Sequence[Form]]:
+    """Yield the forms in chunks. Packed ones stay packed until the process that makes examples of them unpacks them."""
+    if isinstance(forms, PackedRows):
+        return forms.blocks()
     return (forms[start : start + CHUNK] for start in range(0, len(forms), CHUNK))
 
 
@@ -145,7 +149,7 @@ class Hand:
     def give(self, task: Task) -> None:
         self.task = task
         with suppress(OSError):  # a dead process is noticed where its answer is waited for
-            self.connection.send(list(task.forms))
+            self.connection.send(task.forms)
 
     def end(self) -> str:
         """Make sure that the process is gone, and return how it ended."""
