@@ -152,6 +152,11 @@ def test_one_row_is_not_divided_and_a_share_is_at_most_half(chat, made):
     assert refused("recipe-out-of-range", made, texts(3, 4), chat(None), validation=0.6).where == "data.validation"
 
 
+def test_rows_that_are_all_bad_are_named_before_a_share_of_them_is_held_back(chat, made):
+    rows = [{"prompt": "a", "completion": 1}, {"prompt": "b", "completion": 2}]
+    assert refused("data-row", made, rows, chat(None), validation=0.1).where.startswith("data[0]")
+
+
 def test_validation_may_have_sources_or_rows_of_its_own(chat, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "train"}\n')
     (tmp_path / "b.jsonl").write_text('{"text": "held"}\n')

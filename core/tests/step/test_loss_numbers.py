@@ -112,6 +112,7 @@ def test_perplexity_is_reported_where_the_loss_declares_it_alone(train, tmp_path
         (lambda total: LossOutput(sums={"router_aux": total}), ("loss",)),
         (lambda total: LossOutput(sums={"rows": total}, metrics={"hits": 1.0}), ("loss",)),
         (lambda total: LossOutput(sums={"pairs": total}), ("loss",)),
+        (lambda total: LossOutput(sums={"rows": total.detach()}), ("loss",)),
     ],
 )
 def test_a_wrong_return_says_what_was_expected(train, returned, says):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from luthier.data.cache import Entry, Sets
 from luthier.data.examples import TokenDataset
-from luthier.data.formats.bad_rows import Fault, check_policy, faults_error
+from luthier.data.formats.bad_rows import Fault, check_policy, faults_error, settle_faults
 from luthier.data.formats.read_rows import ReadRows
 from luthier.data.formats.recognise_form import FORMATS, first_rows, recognise_format
 from luthier.data.formats.remarks import remark_repeated
@@ -116,6 +116,8 @@ def _made(
     read = read_forms(data, train, wanted)
     others = read_forms(data, validation_rows, wanted)
     if not validation_rows and held_share(data):
+        if len(read.forms) < 2:
+            settle_faults(read.faults, read.count, data)  # what the rows lack, before what cannot be made of them
         train_rows, drawn = divide_rows(len(read.forms), held_share(data), seed)
         read, others = read.chosen(train_rows, faults=True), read.chosen(drawn, faults=False)
     validation = None
@@ -196,7 +198,7 @@ def held_share(data: Data) -> float:
 def divide_rows(count: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the numbers of the rows for training and for validation, at least one each, both in order."""
     if count < 2:
-        problem = "one row cannot be divided into training and validation"
+        problem = f"{'one row' if count else 'no row'} cannot be divided into training and validation"
         raise LuthierError("data-empty", problem, where="data.validation", remedy="Give validation its own file.")
     most = min(max(1, round(share * count)), count - 1)
     validation = np.random.default_rng(seed).permutation(count)[:most]

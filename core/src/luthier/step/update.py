@@ -14,6 +14,7 @@ from torch import Tensor
 from luthier.data.batches.batch import Batch
 from luthier.data.batches.example_feed import Portion
 from luthier.distributed.world import add_numbers
+from luthier.errors import LuthierError
 from luthier.model.weights.shard_tensors import whole_tensor
 from luthier.plugins.contracts.metric_names import check_metric_names
 from luthier.plugins.contracts.values import Multipliers, Progress
@@ -111,7 +112,7 @@ def _accumulate(setup: Setup, index: int, batches: list[Batch]) -> Meter:
     """Backward over each micro-batch, every term divided by its weight in the whole global batch."""
     terms = list_terms(setup, batches)
     weights = setup.world.sum_numbers(add_numbers(terms))
-    meter = Meter()
+    meter, objectives = Meter(), []
     for number, (batch, own) in enumerate(zip(batches, terms, strict=True)):
         seed_all(setup.recipe.seed, index, setup.spread.number(number))
         with setup.spread.turn(last=number + 1 == len(batches)):
@@ -122,9 +123,20 @@ def _accumulate(setup: Setup, index: int, batches: list[Batch]) -> Meter:
                 agree_memory(setup, last=True)
             with setup.phases("backward"):
                 setup.spread.backward(setup.precision.scaled(objective), batch)
+        objectives += [] if objective is None else [objective.requires_grad]
         if not batch.idle:
             meter.add(output, own)
+    if objectives and not any(objectives):
+        _refuse_constant(setup)
     return meter.over(setup.world)
+
+
+def _refuse_constant(setup: Setup) -> None:
+    """Raise `part-invalid` where something is trained, although no micro-batch of the loss has a gradient."""
+    if any(p.requires_grad for group in setup.adapter.groups() for p in group.parameters):
+        problem = "its sums do not depend on any trained parameter, so that nothing would be learned"
+        remedy = "Compute them from what the policy gives, without detaching it."
+        raise LuthierError("part-invalid", problem, where="loss", remedy=remedy)
 
 
 def _own_numbers(setup: Setup, portion: Portion, penalty: float | None) -> dict[str, tuple[float, float]]:

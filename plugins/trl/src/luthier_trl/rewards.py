@@ -14,6 +14,9 @@ import attrs
 from luthier import LuthierError, PromptRow
 
 GROUP: Final = "luthier_rewards"
+FINDABLE: Final = (
+    "Write module:function of what Python can import: install its package, or put its folder on PYTHONPATH."
+)
 ROW: Final = "luthier_row"  # the column with a row's number
 IN_PYTHON: Final = "python:"
 RESERVED: Final = frozenset(("prompts", "completions"))  # names that are not columns
@@ -75,7 +78,8 @@ def _load(name: str, where: str) -> Any:
             return getattr(importlib.import_module(module), attribute)
     except Exception as error:
         problem = f"the reward cannot be imported: {type(error).__name__}: {error}"
-        raise LuthierError("part-broken", problem, where=where, found=name) from error
+        remedy = FINDABLE if attribute else None
+        raise LuthierError("part-broken", problem, where=where, found=name, remedy=remedy) from error
     remedy = f"Write one of {', '.join(sorted(entries))}, or module:function."
     raise LuthierError("part-unknown", "no reward has this name", where=where, found=name, remedy=remedy)
 

@@ -13,6 +13,7 @@ from luthier.cli.screen.flags import Best, Json, LogFile, LogFormat, LogLevel, S
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from luthier.training.trained.evaluate_weights import Evaluation, Number
 
@@ -89,16 +90,12 @@ def split_names(given: list[str] | None) -> list[str]:
 
 
 def draw(screen: Console, result: Evaluation) -> None:
-    """Draw a line for each metric, with the other weights' value and the difference, and the gate's verdict."""
+    """Draw each metric's value and interval, those of the other weights and of the difference, and the verdict."""
     from rich.text import Text
 
-    from luthier.cli.screen.tables import draw_section, plain_table
+    from luthier.cli.screen.tables import draw_section
 
-    columns = ("", ">value", *((f">{result.against_path}", ">difference") if result.against_path else ()))
-    table = plain_table(*columns)
-    for name, number in result.metrics.items():
-        others = (result.against.get(name), result.differences.get(name)) if result.against_path else ()
-        table.add_row(name, _shown(number), *(_shown(other) for other in others))
+    table = _compared_table(result) if result.against_path else _metrics_table(result)
     at = "" if result.step is None else f" after step {result.step}"
     over = f"{result.rows:,} {'row' if result.rows == 1 else 'rows'}" if result.rows else "tasks"
     by = f", answered by {result.engine}" if result.engine else ""
@@ -111,9 +108,30 @@ def draw(screen: Console, result: Evaluation) -> None:
         screen.print(Text(line, style=style))
 
 
-def _shown(number: Number | None) -> str:
-    if number is None:
-        return ""
+def _metrics_table(result: Evaluation) -> Table:
+    from luthier.cli.screen.tables import plain_table
+
+    table = plain_table("", ">value", ">interval")
+    for name, number in result.metrics.items():
+        table.add_row(name, f"{number.value:.4f}", _interval(number))
+    return table
+
+
+def _compared_table(result: Evaluation) -> Table:
+    """Return a table with three lines for each metric, so that it is narrow enough for any terminal."""
+    from luthier.cli.screen.tables import plain_table
+
+    table = plain_table("", "of", ">value", ">interval")
+    for name, number in result.metrics.items():
+        lines = {result.path: number, str(result.against_path): result.against.get(name),
+                 "difference": result.differences.get(name)}  # fmt: skip
+        shown = [(of, value) for of, value in lines.items() if value is not None]
+        for index, (of, value) in enumerate(shown):
+            table.add_row("" if index else name, of, f"{value.value:.4f}", _interval(value))
+    return table
+
+
+def _interval(number: Number) -> str:
     if number.low is None or number.high is None:
-        return f"{number.value:.4f}"
-    return f"{number.value:.4f} ({number.low:.4f} to {number.high:.4f})"
+        return ""
+    return f"{number.low:.4f} to {number.high:.4f}"

@@ -21,7 +21,7 @@ def export_weights(
 ) -> Export:
     """Write the model of a place in a format; see `export_model`. `base` stands in for an adapter's own."""
     source = Exportable(
-        beside=place.beside if place.checkpoint is not None else Path(place.artifact).with_name,
+        beside=place.beside,
         read_config=functools.partial(_config, place, base),
         open_model=functools.partial(open_weights, place, base=base),
     )
