@@ -15,7 +15,7 @@ _HOMES = {
     "luthier.model.generation.conversation": ("Conversation", "Reply"),
     "luthier.model.benchmark_model": ("BenchmarkModel",),
     "luthier.model.offline_import": ("import_offline",),
-    "luthier.model.weights.dense_layers": ("check_finite_weights", "choose_dense_layers"),
+    "luthier.model.weights.dense_layers": ("check_finite_weights", "choose_dense_layers", "replace_dense_layers"),
     "luthier.model.generation.generate": ("Sampling",),
     "luthier.data.batches.batch": ("Batch",),
     "luthier.data.batches.unit": ("Passage", "Unit"),
@@ -124,7 +124,7 @@ if TYPE_CHECKING:
     from luthier.model.generation.conversation import Conversation, Reply
     from luthier.model.generation.generate import Sampling
     from luthier.model.offline_import import import_offline
-    from luthier.model.weights.dense_layers import check_finite_weights, choose_dense_layers
+    from luthier.model.weights.dense_layers import check_finite_weights, choose_dense_layers, replace_dense_layers
     from luthier.plugins.contracts.policy_protocol import Policy
     from luthier.plugins.contracts.protocols import Adapter, Callback, Loss, Optimizer, Provider, Quantizer
     from luthier.plugins.contracts.run_view import RunView

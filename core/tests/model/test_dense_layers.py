@@ -1,5 +1,6 @@
 """Which layers of a model a quantizer takes, and which models it refuses."""
 
+import attrs
 import luthier
 import pytest
 import torch
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from luthier.errors import LuthierError
 from luthier.testing import expect_error
+from luthier.testing.contexts import context
 from luthier.testing.worlds import tiny_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -70,6 +72,46 @@ def test_a_quantized_checkpoint_is_refused_with_its_method(config):
     with pytest.raises(LuthierError, match="bitnet") as caught:
         chosen(model, [])
     assert caught.value.code == "part-unsupported"
+
+
+class Halved(nn.Module):
+    """The layer of a quantizer that halves weights."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.half = layer.weight.detach() / 2
+
+
+def replaced(model, **given):
+    told = attrs.evolve(context(tiny_model()), **given)
+    return luthier.replace_dense_layers(model, told, "mine", ["gate"], Halved, Halved, "mine:wrong")
+
+
+def test_each_chosen_layer_is_replaced_once_and_a_second_call_changes_nothing():
+    same = nn.Linear(4, 4)
+    model = blocks(one=same, two=same)
+    assert replaced(model) == 4  # of five places
+    assert model.one is model.two and torch.equal(model.one.half, same.weight / 2)
+    assert type(model.body["old"]) is type(model.head) is Halved and type(model.body["gate"]) is nn.Linear
+    before = list(model.modules())
+    assert replaced(model) == 0 and list(model.modules()) == before
+
+
+def test_a_model_of_which_nothing_is_replaced_is_refused():
+    model = nn.Module()
+    model.gate = nn.Linear(4, 4)
+    with pytest.raises(LuthierError) as caught:
+        replaced(model)
+    assert (caught.value.code, caught.value.where) == ("part-unsupported", "Module")
+
+
+def test_weights_are_read_only_where_they_have_values_and_a_refusal_leaves_the_model():
+    model = blocks()
+    model.head.weight.data[0, 0] = torch.nan
+    with pytest.raises(LuthierError) as caught:
+        replaced(model)
+    assert (caught.value.code, caught.value.where) == ("mine:wrong", "head") and type(model.head) is nn.Linear
+    assert replaced(model, has_values=False) == 3
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])

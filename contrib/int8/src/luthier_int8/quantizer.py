@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier import Context, LuthierError, check_finite_weights, choose_dense_layers, get_logger
+from luthier import Context, LuthierError, get_logger, replace_dense_layers
 from torch import Tensor, nn
 
 from luthier_int8 import Int8
@@ -23,21 +23,12 @@ class Int8Quantizer:
         Raises `model-target` if an entry of `skip_modules` names no module, `part-unsupported` if no layer is chosen or
         the model is quantized already, and `int8:nonfinite-weight` if a weight holds NaN or infinity.
         """
-        chosen = choose_dense_layers(model, "int8", self.options.skip_modules)
-        if not chosen and not any(isinstance(m, Int8Linear) for m in model.modules()):
-            raise LuthierError(
-                "part-unsupported", "quantizer 'int8' finds no linear layer to quantize", where=type(model).__name__
-            )
-        if context.has_values:
-            check_finite_weights(chosen, "int8:nonfinite-weight")
-        made: dict[int, Int8Linear] = {}  # a layer that is used in two places stays one layer
-        for name, layer in chosen.items():
-            if id(layer) not in made:
-                made[id(layer)] = Int8Linear.of(layer, self.options.group_size)
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, made[id(layer)])
+        count = replace_dense_layers(
+            model, context, "int8", self.options.skip_modules, Int8Linear,
+            lambda layer: Int8Linear.of(layer, self.options.group_size), "int8:nonfinite-weight",
+        )  # fmt: skip
         exact = sum(parameter.numel() for parameter in model.parameters())
-        log.info("quantized to int8", layers=len(made), weights=_weights(model), left_exact=exact)
+        log.info("quantized to int8", layers=count, weights=_weights(model), left_exact=exact)
         return model
 
     def dequantize(self, layer: nn.Module) -> Tensor | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-from luthier import Context, LuthierError, check_finite_weights, choose_dense_layers, get_logger
+from luthier import Context, LuthierError, get_logger, replace_dense_layers
 from torch import Tensor, nn
 
 from luthier_nf4 import Fp4, Nf4
@@ -27,21 +28,12 @@ class FourBitQuantizer:
         Raises `model-target` if an entry of `skip_modules` names no module, `part-unsupported` if no layer is chosen or
         the model is quantized already, and `nf4:nonfinite-weight` if a weight holds NaN or infinity.
         """
-        chosen = choose_dense_layers(model, self.name, self.options.skip_modules)
-        if not chosen and not any(isinstance(m, FourBitLinear) for m in model.modules()):
-            problem = f"quantizer '{self.name}' finds no linear layer to quantize"
-            raise LuthierError("part-unsupported", problem, where=type(model).__name__)
-        if context.has_values:
-            check_finite_weights(chosen, "nf4:nonfinite-weight")
-        advance = context.progress(len(chosen), f"quantizing to {self.name}")
-        made: dict[int, FourBitLinear] = {}  # a layer that is used in two places stays one layer
-        for path, layer in chosen.items():
-            if id(layer) not in made:
-                made[id(layer)] = self._quantized(layer, context.has_values)
-            model.set_submodule(path, made[id(layer)])
-            advance()
+        make = functools.partial(self._quantized, has_values=context.has_values)
+        count = replace_dense_layers(
+            model, context, self.name, self.options.skip_modules, FourBitLinear, make, "nf4:nonfinite-weight"
+        )
         exact = sum(parameter.numel() for parameter in model.parameters())
-        log.info(f"quantized to {self.name}", layers=len(made), weights=_count_weights(model), left_exact=exact)
+        log.info(f"quantized to {self.name}", layers=count, weights=_count_weights(model), left_exact=exact)
         return model
 
     def dequantize(self, layer: nn.Module) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,6 +14,8 @@ from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
     from transformers.pytorch_utils import Conv1D
+
+    from luthier.plugins.contracts.values import Context
 
 
 def choose_dense_layers(
@@ -43,6 +45,37 @@ def choose_dense_layers(
         for path, module in places
         if type(module) in (nn.Linear, Conv1D) and path not in left and owners[id(module.weight)] == 1
     }
+
+
+def replace_dense_layers(
+    model: nn.Module,
+    context: Context,
+    name: str,
+    skip_modules: Collection[str],
+    kind: type[nn.Module],
+    make: Callable[[Any], nn.Module],
+    code: str,
+) -> int:
+    """Replace the layers of `choose_dense_layers` by what `make(layer)` returns, in place; return how many were made.
+
+    `kind` is the class of those layers: if the model has some already and nothing is left to replace, nothing changes.
+    A layer that is used in two places stays one layer, and progress is shown. Raises what `choose_dense_layers` raises,
+    `part-unsupported` where no layer is chosen and none is there, and `code` where a weight holds NaN or infinity.
+    """
+    chosen = choose_dense_layers(model, name, skip_modules)
+    if not chosen and not any(isinstance(module, kind) for module in model.modules()):
+        problem = f"quantizer '{name}' finds no linear layer to quantize"
+        raise LuthierError("part-unsupported", problem, where=type(model).__name__)
+    if context.has_values:
+        check_finite_weights(chosen, code)
+    advance = context.progress(len(chosen), f"quantizing to {name}")
+    made: dict[int, nn.Module] = {}
+    for path, layer in chosen.items():
+        if id(layer) not in made:
+            made[id(layer)] = make(layer)
+        model.set_submodule(path, made[id(layer)])
+        advance()
+    return len(made)
 
 
 def check_finite_weights(layers: Mapping[str, nn.Module], code: str) -> None:

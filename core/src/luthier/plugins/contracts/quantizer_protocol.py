@@ -44,8 +44,8 @@ class Quantizer(Protocol):
 
         It is called for every `Context.purpose`, with torch's generators seeded. If `context.has_values` is False, it
         makes the same layers without reading any weight. A second call on the same model changes nothing.
-        `luthier.choose_dense_layers` returns the layers that may be quantized, and `luthier.check_finite_weights`
-        refuses a model whose weights are not finite.
+        `luthier.replace_dense_layers` does this for an ordinary quantizer. `luthier.choose_dense_layers` returns the
+        layers that may be quantized, and `luthier.check_finite_weights` refuses weights that are not finite.
         """
         ...
 
