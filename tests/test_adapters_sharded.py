@@ -15,6 +15,7 @@ ADAPTERS = {
     "prompt": {"name": "prompt_tuning", "num_virtual_tokens": 3},
     "encoded prefix": {"name": "p_tuning_v2", "num_virtual_tokens": 3},
     "bitfit": {"name": "bitfit"},
+    "tied lora rows": {"name": "lora", "trainable_token_indices": [9, 40, 41], "lora_dropout": 0.0},
     "tied rows": {"name": "modules", "token_ids": [9, 40, 41]},
     "rows": {"name": "modules", "token_ids": [9, 40, 41], "norms": True},
 }
@@ -31,7 +32,7 @@ def train(settings):
 )
 def test_two_ranks_give_the_losses_of_one_and_a_folder_that_opens(tmp_path, data_file, biased_folder, name, strategy):
     settings = {
-        "model": str(biased_folder[name == "tied rows"]),
+        "model": str(biased_folder["tied" in name]),
         "data": str(data_file),
         "adapter": ADAPTERS[name],
         "exact_callbacks": ["jsonl"],

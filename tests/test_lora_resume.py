@@ -24,6 +24,7 @@ ADAPTERS = {
 MORE = {
     "pissa": {"name": "lora", "r": 6, "init_lora_weights": "pissa", "rank_budget": 1500, "learn_scale": True},
     "whole modules": {"name": "lora", "modules_to_save": ["lm_head"], "loraplus_lr_ratio": 4.0},
+    "token rows": {"name": "lora", "r": 4, "trainable_token_indices": [9, 40]},
     "adalora": {"name": "adalora", "init_r": 4, "target_r": 2, "deltaT": 2},
     "prompt": {"name": "prompt_tuning", "num_virtual_tokens": 3},
     "encoded prefix": {"name": "p_tuning_v2", "num_virtual_tokens": 3},

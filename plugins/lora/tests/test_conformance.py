@@ -7,6 +7,7 @@ from luthier_lora import AdaLora, Dora, Lora, luthier_adapters
 EXAMPLES = [
     Lora(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", use_rslora=True),
     Lora(init_lora_weights="pissa", modules_to_save=["model.norm"], rank_energy=0.5, learn_scale=True),
+    Lora(r=4, lora_dropout=0.0, trainable_token_indices=list(range(3, 90))),
     Dora(r=4, lora_dropout=0.1, target_modules=["q_proj", "down_proj"], exclude_modules=["1.mlp.down_proj"]),
 ]
 

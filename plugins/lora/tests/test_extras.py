@@ -26,6 +26,10 @@ FORMS = {
     "all biases": Lora(lora_dropout=0.0, bias="all"),
     "dora biases": Dora(lora_dropout=0.0, bias="all"),
     "whole modules": Lora(lora_dropout=0.0, modules_to_save=["embed_tokens", "lm_head", "wte", "norm", "ln_f"]),
+    "token rows": Lora(lora_dropout=0.0, trainable_token_indices=[9, 3, 12]),
+    "dora, token rows and a whole norm": Dora(
+        lora_dropout=0.0, trainable_token_indices=[5, 9], modules_to_save=["norm"]
+    ),
     "pissa": Lora(lora_dropout=0.0, r=4, init_lora_weights="pissa", target_modules="all-linear"),
 }
 QUICK = {(name, "gpt2" if "biases" in name else "qwen2") for name in FORMS}
@@ -142,6 +146,43 @@ def test_state_and_files_come_back_to_the_bit(attached, logits, tmp_path, name, 
         again, third = attached(options, architecture, shake=0)
         third.load_state(state)
         assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "found"),
+    [
+        (Lora(trainable_token_indices=[3, 3]), "recipe-out-of-range", [3, 3]),
+        (Lora(trainable_token_indices=[10**6]), "recipe-out-of-range", [10**6]),
+        (Lora(trainable_token_indices=[3], modules_to_save=["wte"]), "recipe-conflict", "transformer.wte"),
+        (Lora(trainable_token_indices=[3], target_modules=["lm_head", "c_attn"]), "recipe-conflict", "lm_head"),
+    ],
+)
+def test_rows_that_are_not_there_or_train_already_are_refused(attached, refused, options, code, found):
+    error = refused(lambda: attached(options, "gpt2"))
+    assert (error.code, error.where, error.found) == (code, "trainable_token_indices", found)
+
+
+def test_only_the_rows_of_the_tokens_move_and_the_merged_weight_has_them(attached, context, tokens):
+    model, adapter = attached(Lora(trainable_token_indices=[9, 3]), "gpt2")
+    before = model.get_input_embeddings().base_layer.weight.clone()
+    optimizer = torch.optim.AdamW([p for g in adapter.groups() for p in g.parameters], lr=0.1, weight_decay=0.5)
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    (rows,) = (tensor for name, tensor in adapter.state().items() if name.endswith("trainable_tokens_delta"))
+    merged = adapter.merge(context())
+    assert merged.lm_head.weight is merged.get_input_embeddings().weight
+    after = merged.lm_head.weight
+    assert torch.equal(after[[9, 3]], rows) and not torch.equal(rows, before[[9, 3]])
+    moved = (after != before).any(1).nonzero().flatten().tolist()
+    assert moved == [3, 9]
+
+
+def test_files_of_other_tokens_are_refused(attached, refused, tmp_path):
+    attached(Lora(trainable_token_indices=[9, 3]))[1].save(tmp_path)
+    assert options_of(tmp_path).trainable_token_indices == [9, 3]
+    for other in ([3, 9], None):
+        error = refused(attached(Lora(trainable_token_indices=other))[1].load, tmp_path)
+        assert error.code == "artifact-mismatch"
 
 
 def test_only_what_is_named_trains(attached):

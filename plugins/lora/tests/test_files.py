@@ -140,7 +140,7 @@ def test_other_options_than_it_was_trained_with_are_refused(saved, attached, ref
     "changes",
     [
         {"peft_type": "LOHA"},
-        {"trainable_token_indices": [1]},
+        {"trainable_token_indices": {"lm_head": [1]}},
         {"lora_bias": True},
         {"init_lora_weights": "olora"},
         {"a_feature_of_next_year": {"on": True}},

@@ -1,4 +1,4 @@
-"""The modules and biases that train besides the updates, by `modules_to_save` and `bias`."""
+"""The modules, biases and rows of tokens that train besides the updates."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from luthier_lora.kept import BiasedModule, SavedModule, has_bias
 from luthier_lora.layers import Switch
 from luthier_lora.options import LowRank
 from luthier_lora.targets import Targets, unmatched
+from luthier_lora.token_rows import check_rows, stand_rows
 
 
 @attrs.frozen(kw_only=True)
 class Extras:
-    """The full names of modules that train as a whole, and of those outside the targets whose bias trains."""
+    """The full names of modules that train as a whole, and of those outside the targets whose bias trains.
+
+    `tokens` are the ids of tokens whose rows of the embedding train.
+    """
 
     saved: tuple[str, ...] = ()
     biased: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
 
     def stand(self, model: Any, switch: Switch) -> None:
         """Replace each module by one that holds the trained and the original form."""
@@ -27,14 +32,21 @@ class Extras:
             model.set_submodule(name, SavedModule(model.get_submodule(name), switch))
         for name in self.biased:
             model.set_submodule(name, BiasedModule(model.get_submodule(name), switch))
+        if self.tokens:
+            stand_rows(model, list(self.tokens), switch)
 
 
 def find_extras(model: Any, options: LowRank, targets: Targets) -> Extras:
     """Return what the options name in this model. Raises `model-target` if that is nothing."""
     modules = dict(model.named_modules())
-    saved = _saved(modules, options.modules_to_save or [], targets)
+    saved, tokens = (
+        _saved(modules, options.modules_to_save or [], targets),
+        tuple(options.trainable_token_indices or ()),
+    )
+    if tokens:
+        check_rows(model, list(tokens), saved, targets)
     if options.bias == "none":
-        return Extras(saved=saved)
+        return Extras(saved=saved, tokens=tokens)
     biases = [name for name, module in modules.items() if has_bias(module) and name not in saved]
     adapted = [name for name in biases if name in targets.layers]
     if not (adapted if options.bias == "lora_only" else biases):
@@ -42,7 +54,7 @@ def find_extras(model: Any, options: LowRank, targets: Targets) -> Extras:
         remedy = "Set bias: none." if not biases else "Set bias: all, or target layers that have one."
         raise LuthierError("model-target", problem, where="bias", found=options.bias, remedy=remedy)
     others = [name for name in biases if name not in targets.layers] if options.bias == "all" else []
-    return Extras(saved=saved, biased=tuple(others))
+    return Extras(saved=saved, biased=tuple(others), tokens=tokens)
 
 
 def _saved(modules: dict[str, nn.Module], wanted: list[str], targets: Targets) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ NEUTRAL: Final = {
 OURS: Final[Mapping[str, Any]] = {  # with PEFT's defaults
     **{"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False, "use_dora": False, "bias": "none"},
     **{"rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "init_lora_weights": True},
+    "trainable_token_indices": None,
 }
 RANDOM: Final = (True, False, "gaussian", "eva", "orthogonal")  # initialisations that do not change the base
 PATTERNS: Final = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
@@ -88,6 +89,7 @@ def describe(model: Any, options: Lora | Dora, targets: Targets, extras: Extras)
         "target_modules": shortest(model, targets.layers),
         "target_parameters": parameters or None,
         "task_type": None if head is None else "CAUSAL_LM",
+        "trainable_token_indices": list(extras.tokens) or None,
         "use_dora": isinstance(options, Dora),
         "use_rslora": options.use_rslora,
     }
@@ -107,7 +109,8 @@ def load(folder: Path, options: Lora | Dora, targets: Targets, state: Mapping[st
     was trained with other options or another model.
     """
     config = read_config(folder)
-    mine = {"use_rslora": options.use_rslora, "use_dora": isinstance(options, Dora), "bias": options.bias}
+    mine = {"use_rslora": options.use_rslora, "use_dora": isinstance(options, Dora), "bias": options.bias,
+            "trainable_token_indices": options.trainable_token_indices or None}  # fmt: skip
     for name, value in mine.items():
         if config[name] != value:
             raise misfit(folder / CONFIG, f"the adapter has {name} {config[name]!r}, the options {value!r}")
@@ -130,7 +133,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     for name, value in config.items():
         if _changes_meaning(name, value):
             raise misfit(folder / CONFIG, f"it uses {name}: {value!r}", "Use the adapter peft.lora for it.")
-    return {**OURS, **config}
+    tokens = config.get("trainable_token_indices")
+    if isinstance(tokens, dict):
+        remedy = "Give the rows of the input embedding alone, or use the adapter peft.lora."
+        raise misfit(folder / CONFIG, f"it uses trainable_token_indices by modules: {sorted(tokens)}", remedy)
+    return {**OURS, **config, "trainable_token_indices": tokens or None}
 
 
 def read_json(folder: Path, kind: str) -> dict[str, Any]:
@@ -157,7 +164,7 @@ def read_options(folder: Path) -> Lora | Dora | AdaLora:
     if config.get("layers_to_transform"):
         raise misfit(folder / CONFIG, "it uses layers_to_transform", "Name the layers in target_modules.")
     names = ("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora", "rank_pattern",
-             "alpha_pattern", "bias", "modules_to_save")  # fmt: skip
+             "alpha_pattern", "bias", "modules_to_save", "trainable_token_indices")  # fmt: skip
     given = {name: config[name] for name in names if config.get(name) is not None}
     if config.get("use_dora"):
         return Dora(**given)

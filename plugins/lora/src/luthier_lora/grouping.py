@@ -10,6 +10,7 @@ from torch import nn
 
 from luthier_lora.kept import SavedModule
 from luthier_lora.merging import wrappers
+from luthier_lora.token_rows import NAME
 
 Role = Literal["hidden", "embedding", "head", "norm", "bias", "adapter"]
 PLAIN: Final = ("lora_magnitude_vector", "lora_scale")  # parameters without weight decay
@@ -45,7 +46,7 @@ def _role(model: Any, name: str, owner: SavedModule | None) -> Role:
     if name.endswith("bias"):
         return "bias"
     if owner is None:
-        return "adapter"
+        return "embedding" if name.endswith(NAME) else "adapter"
     if isinstance(owner.original, nn.Embedding):
         return "embedding"
     if owner is model.get_output_embeddings():

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from luthier_lora.layers import Switch
 
 
-class _Standing(nn.Module):
+class Standing(nn.Module):
     """A module that replaces another one, and forwards its attributes."""
 
     place = ""  # the attribute that holds the other one
@@ -23,7 +23,7 @@ class _Standing(nn.Module):
             return getattr(self._modules[self.place], name)
 
 
-class SavedModule(_Standing):
+class SavedModule(Standing):
     """A module that trains as a whole (PEFT's `modules_to_save`), and the frozen original."""
 
     place = "trained"
@@ -43,7 +43,7 @@ class SavedModule(_Standing):
         return dict(self.trained.named_parameters())
 
 
-class BiasedModule(_Standing):
+class BiasedModule(Standing):
     """A module of which only the bias trains, and its original bias."""
 
     place = "base_layer"

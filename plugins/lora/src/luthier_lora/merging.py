@@ -14,10 +14,11 @@ from transformers.pytorch_utils import Conv1D
 from luthier_lora.experts import ParameterWrapper
 from luthier_lora.kept import BiasedModule, SavedModule
 from luthier_lora.layers import dense_weight, is_dense
+from luthier_lora.token_rows import TokenRows
 from luthier_lora.wrappers import LoraLayer
 
 Update = LoraLayer | ParameterWrapper
-Wrapper = Update | SavedModule | BiasedModule
+Wrapper = Update | SavedModule | BiasedModule | TokenRows
 
 
 def wrappers(model: nn.Module) -> dict[str, Wrapper]:
@@ -72,7 +73,9 @@ class _Plain:
         if isinstance(wrapper, SavedModule):
             return self._whole(wrapper)
         layer: Any = wrapper.base_layer.requires_grad_(False)
-        if isinstance(wrapper, BiasedModule):
+        if isinstance(wrapper, TokenRows):
+            wrapper.fill()
+        if isinstance(wrapper, (BiasedModule, TokenRows)):
             return layer
         weight, base_weight = wrapper.folded(), self._held(wrapper)
         if isinstance(wrapper, ParameterWrapper):

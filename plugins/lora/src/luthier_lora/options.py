@@ -86,6 +86,12 @@ class LowRank:
         help="Modules that train as a whole, by any end of their names, such as `lm_head` or `norm`; they must have no "
         "parts.",
     )
+    trainable_token_indices: list[int] | None = option(
+        None,
+        help="Tokens, by their ids, whose rows of the embedding also train, such as those of new special tokens; in a "
+        "tied head too.",
+        low=0,
+    )
     loraplus_lr_ratio: float = option(
         1.0, help="LoRA+: learning rate of B divided by that of A; its paper recommends 16.", low=0.01, high=1e4
     )
