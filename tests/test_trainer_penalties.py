@@ -75,3 +75,10 @@ def test_a_penalty_of_the_tokens_is_refused_by_its_name_as_a_trainer_has_the_pol
         luthier.train(model=str(model_folder), trainer=Pushing(), data=ROWS, penalties=["l2", "kl"],
                       output_dir=tmp_path / "run", max_steps=1)  # fmt: skip
     assert not (tmp_path / "run").exists()
+
+
+def test_a_trainer_is_refused_in_several_processes_before_a_folder_appears(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with expect_error("part-unsupported", where="trainer"):
+        train(model_folder, tmp_path / "run", 1.0)
+    assert not (tmp_path / "run").exists()

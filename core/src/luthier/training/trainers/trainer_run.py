@@ -63,7 +63,8 @@ def _check_call(resolved: Resolved, objects: Objects, resume: Path | None) -> No
     if resume is not None:
         raise no_resume(name, "resume")
     if World.current().size > 1:
-        raise LuthierError("part-unsupported", f"trainer {name!r} trains in one process here", where="trainer",
+        problem = f"trainer {name!r} trains in one process: each of several would write this run's folder and files"
+        raise LuthierError("part-unsupported", problem, where="trainer", found=f"{World.current().size} processes",
                            remedy="Start one process.")  # fmt: skip
     for what in ("model", "tokenizer", "task"):
         if getattr(objects, what) is not None:
