@@ -64,20 +64,20 @@ def train(
 
 def continual(
     recipe: str | Path | Mapping[str, Any] | None = None, *, output_dir: str | Path | None = None,
-    allow_changed: str | Sequence[str] = (), **settings: Any,
+    fresh: bool = False, allow_changed: str | Sequence[str] = (), **settings: Any,
 ) -> TaskReport:  # fmt: skip
     """Train tasks one after the other in one adapter, and return the report of what each task has done to the others.
 
     `recipe` is an ordinary recipe, a file or a mapping, with `tasks: [{name:, data:}, ...]`, or with `num_runs`,
     `steps_per_run` and `samples_per_run`, which cut its own data into runs; `settings` win over it. Each task is a run
     in a folder inside `output_dir`; the same call goes on where it was cut off, and another where `allow_changed` names
-    what differs, as in `train`.
+    what differs, as in `train`. `fresh` starts again in a new folder beside the existing one.
     """
     require_local()
     from luthier.runs.writing.differences import read_allowed
     from luthier.training.continual.start import train_sequence
 
-    return train_sequence(recipe, settings, {}, output_dir, read_allowed(allow_changed))
+    return train_sequence(recipe, settings, {}, output_dir, read_allowed(allow_changed), fresh=fresh)
 
 
 def multi_run(

@@ -134,3 +134,52 @@ def test_a_verb_of_one_run_names_the_verb_of_sequences_in_its_only_error(recipe_
     error = json.loads(done.stdout)["error"]
     assert (error["code"], error["where"]) == ("recipe-unknown-option", f"{recipe_file}:10: tasks")
     assert "luthier continual" in error["remedy"] and not error.get("errors")
+
+
+def test_fresh_begins_beside_a_finished_sequence_which_stays_as_it_is(recipe_file, tmp_path):
+    old = luthier.continual(recipe_file, max_steps=1, eval_base=False)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    command = ["continual", str(recipe_file), "--max-steps", "2", "--no-eval-base", "--json"]
+    refused = CliRunner().invoke(app, command)
+    done = CliRunner().invoke(app, [*command, "--fresh"])
+    set_up("warning")
+    error = json.loads(refused.stdout)["error"]
+    assert error["code"] == "run-folder-other" and "--fresh" in error["remedy"]
+    new = json.loads(done.stdout)
+    assert (old.output_path, new["output_path"]) == (tmp_path / "out", str(tmp_path / "out-2"))
+    assert [str(tmp_path / "out-2/task-00-first"), str(tmp_path / "out-2/task-01-second")] == new["runs"]
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+
+
+@pytest.mark.parametrize("sliced", [False, True])
+@pytest.mark.parametrize(
+    ("adapter", "code"),
+    [
+        ({"name": "lora", "target_modules": ["nothing"]}, "model-target"),
+        ({"name": "osft", "unfreeze_rank_ratio": 0}, "train-nothing"),
+    ],
+)
+def test_a_refused_adapter_leaves_no_folder(recipe_file, task_files, tmp_path, adapter, code, sliced):
+    rows = {"tasks": [], "num_runs": 2, "data.train": str(task_files["first"])} if sliced else {}
+    with pytest.raises(LuthierError) as caught:
+        luthier.continual(recipe_file, output_dir=tmp_path / "none", adapter=adapter, **rows)
+    assert caught.value.code == code
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_refused_row_of_a_sliced_file_is_named_at_its_own_place_and_leaves_no_folder(tmp_path, task_files):
+    path = task_files["first"]
+    path.write_text(path.read_text() + '{"question": "a", "reply": "b"}\n')
+    with pytest.raises(LuthierError) as caught:
+        luthier.multi_run(model="demo", data={"train": [str(path)], "validation": 0.25}, num_runs=1,
+                          output_dir=tmp_path / "none")  # fmt: skip
+    assert (caught.value.code, caught.value.where) == ("data-format", str(path))
+    assert f"{path}:13" in caught.value.problem
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_refused_part_of_a_later_task_is_told_before_the_first_one_trains(recipe_file, tmp_path):
+    tasks = [{"name": "a", "data": "first.jsonl"}, {"name": "b", "data": "second.jsonl", "max_steps": 0}]
+    with pytest.raises(LuthierError):
+        luthier.continual(recipe_file, tasks=tasks, output_dir=tmp_path / "none")
+    assert not (tmp_path / "none").exists()

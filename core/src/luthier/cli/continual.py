@@ -34,13 +34,14 @@ EvalBase = Annotated[
     bool, typer.Option(help="Evaluate every task before the first is trained, which forward transfer needs.")
 ]
 OutputDir = Annotated[Path | None, typer.Option(help="The folder of the whole run.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start again, in a new folder beside the existing one.")]
 
 
 def continual(
     context: typer.Context, *, sets: Sets = None, num_runs: NumRuns = None, steps_per_run: StepsPerRun = None,
     samples_per_run: SamplesPerRun = None, merge_mode: MergeMode = None, eval_base: EvalBase = True,
-    output_dir: OutputDir = None, allow_changed: AllowChanged = "", help_: Help = False, json: Json = False,
-    log_level: LogLevel = "info", log_format: LogFormat = "console", log_file: LogFile = None,
+    output_dir: OutputDir = None, fresh: Fresh = False, allow_changed: AllowChanged = "", help_: Help = False,
+    json: Json = False, log_level: LogLevel = "info", log_format: LogFormat = "console", log_file: LogFile = None,
 ) -> Any:  # fmt: skip
     """Train tasks in sequence, and report what was forgotten."""
     from luthier.recipe import parse_flags, parse_sets
@@ -57,7 +58,7 @@ def continual(
     from luthier.runs.writing.differences import read_allowed
     from luthier.training.continual.start import train_sequence
 
-    report = train_sequence(path, overrides, given, output_dir, read_allowed(allow_changed))
+    report = train_sequence(path, overrides, given, output_dir, read_allowed(allow_changed), fresh=fresh)
     return Answer(document=report.to_dict(), view=lambda screen: draw_report(screen, report))
 
 

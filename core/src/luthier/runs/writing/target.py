@@ -64,13 +64,16 @@ def find_place(recipe: Recipe, objects: Objects, *, fresh: bool, allowed: frozen
     return Place(folder=folder, record=record, done=record["state"] == "completed" and not changed, changed=changed)
 
 
-def begun(folder: Path) -> Path | None:
-    """Return the folder, or one beside it, that an earlier start of the same torchrun launch has begun; else None."""
+def begun(folder: Path, inside: str = "") -> Path | None:
+    """Return the folder, or one beside it, that an earlier start of the same torchrun launch has begun; else None.
+
+    `inside` is the place of the first run in a folder of several.
+    """
     launch, number, candidate = os.environ.get("TORCHELASTIC_RUN_ID"), 2, folder
     if launch is None or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         return None
     while candidate.exists():
-        if (read_record(candidate) or {}).get("launch") == launch:
+        if (read_record(candidate / inside) or {}).get("launch") == launch:
             return candidate
         candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
     return None

@@ -12,13 +12,15 @@ import attrs
 from luthier.checkpoint.task_state import STATE
 from luthier.data.formats.wanted import Wanted
 from luthier.disk import write_json
+from luthier.distributed.world import World
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.model.load import tokenizer_of
 from luthier.recipe import resolve_parts
 from luthier.recipe.objects import Objects, TaskPlace
 from luthier.step.setup import Setup
-from luthier.training.assemble import assemble_run
+from luthier.training.assemble import assemble_run, usable_device
+from luthier.training.best_metric import check_metrics
 from luthier.training.continual.forgetting_report import TaskReport, write_report
 from luthier.training.continual.tasks import Task
 from luthier.training.reopen import evaluate_rows
@@ -37,8 +39,7 @@ def train_tasks(tasks: Sequence[Task], folder: Path, objects: Objects, *, eval_b
 
     Each task is a run in a folder of its own; the same command goes on where it was cut off, between tasks and within.
     """
-    validation = [_validation_rows(task, objects) for task in tasks]
-    folder.mkdir(parents=True, exist_ok=True)
+    validation = [_validation_rows(task, objects) for task in tasks]  # refuses what it can before a folder appears
     before = _scores_before(tasks, folder, objects, validation) if eval_base else None
     runs: list[Run] = []
     for number, task in enumerate(tasks):
@@ -53,9 +54,14 @@ def train_tasks(tasks: Sequence[Task], folder: Path, objects: Objects, *, eval_b
 
 
 def _validation_rows(task: Task, objects: Objects) -> Any:
-    """Return the held-out rows of a task; `data-empty` where it has none, before any task is trained."""
+    """Return the held-out rows of a task, before any task is trained.
+
+    Raises `data-empty` where it has none, and what its parts, device and rows refuse.
+    """
+    resolved = resolve_parts(task.recipe)
+    usable_device(task.recipe, resolved, World())
     tokenizer = objects.tokenizer or tokenizer_of(task.recipe.model)
-    rows = prepared_data(task.recipe, Objects(), tokenizer, Wanted.of_part(resolve_parts(task.recipe).loss)).validation
+    rows = prepared_data(task.recipe, Objects(), tokenizer, Wanted.of_part(resolved.loss)).validation
     if rows is None:
         remedy = "Set data.validation, a share or a file, so that it is known what each task forgets."
         raise LuthierError("data-empty", f"task {task.name!r} has no validation rows", where="data.validation",
@@ -66,9 +72,13 @@ def _validation_rows(task: Task, objects: Objects) -> Any:
 def _scores_before(tasks: Sequence[Task], folder: Path, objects: Objects, validation: Sequence[Any]) -> list[Any]:
     path = folder / BASE
     if not path.is_file():
-        setup = assemble_run(tasks[0].recipe, objects).setup
+        assembled = assemble_run(tasks[0].recipe, objects)
+        setup = assembled.setup
+        check_metrics(setup, assembled.callbacks)
         setup.undo.close()
-        write_json(path, [evaluate_rows(setup, rows) for rows in validation])
+        scores = [evaluate_rows(setup, rows) for rows in validation]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, scores)
         setup.model.set_attn_implementation(setup.attention)
     return json.loads(path.read_text("utf-8"))
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import attrs
-
+from luthier.data.formats.wanted import Wanted
+from luthier.distributed.join import join_world
 from luthier.errors import LuthierError
-from luthier.recipe import Recipe, load_recipe
+from luthier.model.load import tokenizer_of
+from luthier.recipe import Recipe, load_recipe, resolve_parts
 from luthier.recipe.objects import Objects
+from luthier.runs.run_folder import free_folder
+from luthier.runs.writing.target import begun
 from luthier.training.continual.forgetting_report import TaskReport
 from luthier.training.continual.sequence import train_tasks
-from luthier.training.continual.slices import cut_rows, with_rows
-from luthier.training.continual.tasks import Task, TaskSequence, folder_name, make_tasks, read_sequence
+from luthier.training.continual.slices import cut_rows, slice_name, with_rows
+from luthier.training.continual.tasks import Task, TaskSequence, folder_name, make_tasks, place_tasks, read_sequence
+from luthier.training.rows import prepared_data
 
 FOLDER: Final = "runs/continual"
 ROWS: Final = "data"  # the folder of the rows' slices
@@ -26,10 +32,12 @@ def train_sequence(
     own: Mapping[str, Any],
     output_dir: str | Path | None,
     allowed: frozenset[str] = frozenset(),
+    *,
+    fresh: bool = False,
 ) -> TaskReport:
     """Read the tasks of a recipe and train them; `own` are settings of the sequence that win over the recipe's.
 
-    `allowed` names what may differ from what a task began with.
+    `allowed` names what may differ from what a task began with. `fresh` takes a new folder beside an existing one.
     Raises `recipe-wrong-type` where the model is an object: each task begins from the named base.
     """
     tree, base, sequence, rest = read_sequence(source, overrides, own)
@@ -38,11 +46,15 @@ def train_sequence(
         raise LuthierError("recipe-wrong-type", "tasks begin from a base by its name", where="model", remedy=remedy)
     folder = _folder_of(tree, base, output_dir)
     if sequence.tasks:
-        tasks = make_tasks(tree, base, sequence.tasks, rest, folder)
-    else:
-        shared = {name: value for name, value in tree.items() if name != "output_dir"}
-        tasks = _sliced(load_recipe(shared or None, rest, base=base).recipe, sequence, folder)
-    return train_tasks(tasks, folder, Objects(), eval_base=sequence.eval_base, allowed=allowed)
+        tasks = make_tasks(tree, base, sequence.tasks, rest)
+        folder = _fresh_folder(folder, tasks[0].recipe, tasks[0].name) if fresh else folder
+        return train_tasks(place_tasks(tasks, folder), folder, Objects(), eval_base=sequence.eval_base, allowed=allowed)
+    shared = {name: value for name, value in tree.items() if name != "output_dir"}
+    whole = load_recipe(shared or None, rest, base=base).recipe
+    folder = _fresh_folder(folder, whole, slice_name(0)) if fresh else folder
+    with _told_as_written(whole, folder):
+        tasks = place_tasks(_sliced(whole, sequence, folder), folder)
+        return train_tasks(tasks, folder, Objects(), eval_base=sequence.eval_base, allowed=allowed)
 
 
 def _folder_of(tree: Mapping[str, Any], base: Path | None, output_dir: str | Path | None) -> Path:
@@ -52,13 +64,30 @@ def _folder_of(tree: Mapping[str, Any], base: Path | None, output_dir: str | Pat
     return named if base is None or "output_dir" not in tree else base / named
 
 
+def _fresh_folder(folder: Path, recipe: Recipe, first: str) -> Path:
+    """Return a new folder beside an existing one, the same on every rank and after a restart of a launch."""
+    world = join_world(recipe.distributed, recipe.device)
+    return Path(world.decide(lambda: str(begun(folder, folder_name(0, first)) or free_folder(folder))))
+
+
 def _sliced(recipe: Recipe, sequence: TaskSequence, folder: Path) -> list[Task]:
     files = cut_rows(recipe, sequence.num_runs or 1, sequence.samples_per_run, folder / ROWS)
-    tasks = []
-    for number, file in enumerate(files):
-        name = f"run-{number:02d}"
-        own = attrs.evolve(
-            with_rows(recipe, file, sequence.steps_per_run), output_dir=str(folder / folder_name(number, name))
-        )
-        tasks.append(Task(name=name, recipe=own))
-    return tasks
+    recipes = [with_rows(recipe, file, sequence.steps_per_run) for file in files]
+    return [Task(name=slice_name(number), recipe=own) for number, own in enumerate(recipes)]
+
+
+@contextlib.contextmanager
+def _told_as_written(recipe: Recipe, folder: Path) -> Iterator[None]:
+    """Within this context, an error of a slice's row names the user's file and line, and refused slices are removed.
+
+    The rows are read again as the user wrote them, which raises the error of the same row at its own place.
+    """
+    was_there = folder.exists()
+    try:
+        yield
+    except LuthierError as error:
+        if not was_there and folder.is_dir() and [path.name for path in folder.iterdir()] == [ROWS]:
+            shutil.rmtree(folder, ignore_errors=True)  # another rank may remove it too
+        if str(folder / ROWS) in (error.where or ""):
+            prepared_data(recipe, Objects(), tokenizer_of(recipe.model), Wanted.of_part(resolve_parts(recipe).loss))
+        raise

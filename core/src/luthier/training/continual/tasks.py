@@ -96,19 +96,27 @@ def _check_sequence(sequence: TaskSequence) -> None:
 
 
 def make_tasks(
-    tree: Mapping[str, Any], base: Path | None, tasks: Sequence[Mapping[str, Any]], overrides: Any, folder: Path
+    tree: Mapping[str, Any], base: Path | None, tasks: Sequence[Mapping[str, Any]], overrides: Any
 ) -> list[Task]:
-    """Return each task with its whole recipe, which writes to a folder of its own inside `folder`."""
+    """Return each task with its whole recipe, which still lacks its folder."""
     made = []
-    for number, task in enumerate(tasks):
+    for task in tasks:
         own = {name: value for name, value in task.items() if name != "name"}
         shared = {name: value for name, value in tree.items() if name != "output_dir"}
         mapping = {**_without_rows(shared), **_merged_data(shared, own)}
         recipe = load_recipe(mapping, overrides, base=base).recipe
-        place = str(folder / folder_name(number, task["name"]))
-        made.append(Task(name=task["name"], recipe=attrs.evolve(recipe, output_dir=place)))
+        made.append(Task(name=task["name"], recipe=attrs.evolve(recipe, output_dir=None)))
     _check_shared(made)
     return made
+
+
+def place_tasks(tasks: Sequence[Task], folder: Path) -> list[Task]:
+    """Return the tasks, each of which writes to a folder of its own inside `folder`."""
+    places = [str(folder / folder_name(number, task.name)) for number, task in enumerate(tasks)]
+    return [
+        attrs.evolve(task, recipe=attrs.evolve(task.recipe, output_dir=place))
+        for task, place in zip(tasks, places, strict=True)
+    ]
 
 
 def _check_shared(tasks: Sequence[Task]) -> None:
