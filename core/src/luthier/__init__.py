@@ -14,6 +14,7 @@ _HOMES = {
     "luthier.training.trained.open_chat": ("open_chat",),
     "luthier.model.generation.conversation": ("Conversation", "Reply"),
     "luthier.model.benchmark_model": ("BenchmarkModel",),
+    "luthier.model.load": ("find_model_folder",),
     "luthier.model.offline_import": ("import_offline",),
     "luthier.model.weights.dense_layers": ("check_finite_weights", "choose_dense_layers", "replace_dense_layers"),
     "luthier.model.generation.generate": ("Sampling",),
@@ -123,6 +124,7 @@ if TYPE_CHECKING:
     from luthier.model.benchmark_model import BenchmarkModel
     from luthier.model.generation.conversation import Conversation, Reply
     from luthier.model.generation.generate import Sampling
+    from luthier.model.load import find_model_folder
     from luthier.model.offline_import import import_offline
     from luthier.model.weights.dense_layers import check_finite_weights, choose_dense_layers, replace_dense_layers
     from luthier.plugins.contracts.policy_protocol import Policy

@@ -8,7 +8,7 @@ import pytest
 import torch
 from luthier_osft import Osft
 from luthier_osft.__main__ import main
-from luthier_osft.audit import audit_weight
+from luthier_osft.audit import LATER, PERHAPS_LATER, audit_weight
 from safetensors.torch import load_file, save_file
 
 
@@ -66,3 +66,35 @@ def test_what_cannot_be_audited_is_said(case, model_folder, tmp_path, capsys):
     assert main(["audit", *arguments]) == 2
     word = {"same": "no tensor differs", "no ratio": "--unfreeze-rank-ratio", "no folder": "no model.safetensors"}[case]
     assert word in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def sequence(model_folder, rows_of, tmp_path_factory):
+    """Two tasks; the first moves its free directions so far that some are among the largest afterwards."""
+    tasks = [{"name": name, "data": rows_of(name)} for name in ("one", "two")]
+    return luthier.continual(
+        model=str(model_folder), tasks=tasks, data={"validation": 0.25}, adapter={"name": "osft"}, merge=True,
+        exact_callbacks=[], max_steps=6, learning_rate=0.1, memory_check=False, global_batch_size=4, eval_base=False,
+        output_dir=tmp_path_factory.mktemp("sequence") / "out",
+    )  # fmt: skip
+
+
+def test_each_task_keeps_the_directions_of_the_one_before_and_the_first_base_is_answered(
+    sequence, model_folder, capsys
+):
+    first, second = map(str, sequence.runs)
+    assert main(["audit", str(model_folder), first]) == 0
+    assert main(["audit", first, second]) == 0
+    capsys.readouterr()
+    assert main(["audit", str(model_folder), second]) == 1
+    assert LATER in capsys.readouterr().out
+    assert main(["audit", str(model_folder), second, "--unfreeze-rank-ratio", "0.25", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["later_task"] is False
+    assert main(["audit", str(model_folder), second, "--unfreeze-rank-ratio", "0.25"]) == 1
+    assert PERHAPS_LATER in capsys.readouterr().out
+
+
+def test_the_embedded_model_is_a_base_by_its_name(run, capsys):
+    assert main(["audit", "demo", str(run.output_path)]) == 2  # another model's: its layers have other shapes
+    told = capsys.readouterr().err
+    assert "no model.safetensors" not in told and "artifact-mismatch" in told

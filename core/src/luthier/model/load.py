@@ -151,6 +151,14 @@ def model_location(name: str, file: str = "config.json") -> str:
     return name
 
 
+def find_model_folder(name: str) -> Path:
+    """Return the folder of the model that a recipe names so, `demo` among them; nothing is fetched.
+
+    The path does not exist where the model is not on this machine.
+    """
+    return Path(model_location(name)) if name == "demo" else cached_folder(name)
+
+
 def cached_folder(name: str) -> Path:
     """Return a model's folder: that of its name, or where the hub's client keeps it; nothing is fetched.
 

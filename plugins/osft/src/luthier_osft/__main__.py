@@ -29,7 +29,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m luthier_osft", description=__doc__)
     verbs = parser.add_subparsers(required=True)
     audit = verbs.add_parser("audit", help="Measure how much of every weight's change is in protected directions.")
-    audit.add_argument("base", type=Path, help="Folder of the model from which training began.")
+    audit.add_argument(
+        "base",
+        type=Path,
+        help="The model from which training began: a folder, a name such as demo, or the run of the task before.",
+    )
     audit.add_argument("model", type=Path, help="Folder of the trained model, or of a run with merge: true.")
     audit.add_argument(
         "--unfreeze-rank-ratio", type=_ratio, help="The share of directions that trained; default: read from the run."

@@ -9,15 +9,23 @@ from typing import Any, Final
 
 import attrs
 import torch
-from luthier import LuthierError
+from luthier import LuthierError, find_model_folder
 from safetensors import safe_open
 from torch import Tensor
 
-from luthier_osft.files import CONFIG, read_config
+from luthier_osft.files import CONFIG, is_later_task, read_config
 from luthier_osft.ranks import fixed_rank
 
 EXACT: Final = 1e-6  # rounding error of float32 in a share
 INDEX: Final = "model.safetensors.index.json"
+LATER: Final = (
+    "This run is a later task of a sequence: it keeps directions of the model that the task before has left, not of "
+    "the first base. Name the run of the task before as BASE."
+)
+PERHAPS_LATER: Final = (
+    "Each task of a sequence keeps directions of the model from which it began: if several tasks were trained, "
+    "compare each with the one before it."
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -43,10 +51,14 @@ class LayerAudit:
 
 @attrs.frozen(kw_only=True)
 class Audit:
-    """The audit of a model: its changed matrices, and the changed tensors that nothing protects."""
+    """The audit of a model: its changed matrices, and the changed tensors that nothing protects.
+
+    A later task of a sequence preserves directions of the model that the task before has left.
+    """
 
     layers: list[LayerAudit]
     unprotected: list[str]
+    later_task: bool = False  # the adapter's files say that other tasks were trained before
 
     @property
     def holds(self) -> bool:
@@ -56,17 +68,21 @@ class Audit:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
         layers = [{**attrs.asdict(layer), "holds": layer.holds} for layer in self.layers]
-        return {"holds": self.holds, "layers": layers, "unprotected": self.unprotected}
+        return {
+            "holds": self.holds, "layers": layers, "unprotected": self.unprotected, "later_task": self.later_task,
+        }  # fmt: skip
 
 
 def audit_model(base: Path, model: Path, ratio: float | None = None) -> Audit:
     """Compare a model with the one that it was trained from, both in transformers' layout.
 
-    `model` is a folder of weights, or a run with `merge: true`, whose adapter says how much each layer preserves.
-    Without an adapter, `ratio` is the share of directions that trained, in every matrix except embeddings and head.
+    Each is a folder of weights, `demo`, a name of the hub whose files are on this machine, or a run with `merge: true`.
+    The adapter of a run says how much each layer preserves. Without an adapter, `ratio` is the share of directions
+    that trained, in every matrix except embeddings and head.
     """
+    base, model = (find_model_folder(str(path)) for path in (base, model))
     folder, ranks = _trained_folder(model, ratio)
-    before, after = _files_of(base), _files_of(folder)
+    before, after = _files_of(_weights_folder(base)), _files_of(folder)
     layers, unprotected = [], []
     for name in sorted(before.keys() & after.keys()):
         old, new = _read(before[name], name), _read(after[name], name)
@@ -85,7 +101,8 @@ def audit_model(base: Path, model: Path, ratio: float | None = None) -> Audit:
     if not layers and not unprotected:
         raise LuthierError("artifact-mismatch", "no tensor differs from the base", where=str(folder),
                            remedy="Name the trained model second, and the base first.")  # fmt: skip
-    return Audit(layers=layers, unprotected=unprotected)
+    later = ranks is not None and is_later_task(model / "adapter")
+    return Audit(layers=layers, unprotected=unprotected, later_task=later)
 
 
 def audit_weight(name: str, old: Tensor, new: Tensor, rank: int) -> LayerAudit:
@@ -114,20 +131,33 @@ def format_audit(audit: Audit) -> Iterator[str]:
         yield f"changed without protection: {', '.join(audit.unprotected)}"
     moved = sum(not layer.holds for layer in audit.layers)
     yield f"{len(audit.layers)} weights: " + ("all keep their directions" if audit.holds else f"{moved} have moved")
+    if not audit.holds:
+        yield LATER if audit.later_task else PERHAPS_LATER
+
+
+def _weights_folder(base: Path) -> Path:
+    """Return the folder of a base's weights, which may be a run of an earlier task."""
+    if not (base / "adapter" / CONFIG).is_file():
+        return base
+    return _merged_folder(base)
+
+
+def _merged_folder(run: Path) -> Path:
+    if not (run / "merged").is_dir():
+        problem = "the run has no merged model"
+        raise LuthierError("artifact-not-found", problem, where=str(run), remedy=f"luthier merge {run}")
+    return run / "merged"
 
 
 def _trained_folder(model: Path, ratio: float | None) -> tuple[Path, dict[str, int] | None]:
     """Return the folder of the weights, and the preserved directions of each tensor, if an adapter says so."""
     if (model / "adapter" / CONFIG).is_file() and ratio is None:
-        if not (model / "merged").is_dir():
-            raise LuthierError("artifact-not-found", "the run has no merged model", where=str(model),
-                               remedy=f"luthier merge {model}")  # fmt: skip
         layers = read_config(model / "adapter")["layers"]
-        return model / "merged", {f"{name}.weight": layer["preserved"] for name, layer in layers.items()}
+        return _merged_folder(model), {f"{name}.weight": layer["preserved"] for name, layer in layers.items()}
     if ratio is None:
         remedy = "Give --unfreeze-rank-ratio, or the folder of a run with merge: true."
         raise LuthierError("recipe-missing", "the preserved share is not known", where=str(model), remedy=remedy)
-    return model, None
+    return _weights_folder(model), None
 
 
 def _rank_of(name: str, weight: Tensor, ratio: float | None) -> int | None:
@@ -142,7 +172,9 @@ def _files_of(folder: Path) -> dict[str, Path]:
         return {name: folder / file for name, file in listed.items()}
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise LuthierError("artifact-not-found", "no model.safetensors in this folder", where=str(folder))
+        remedy = "Name a folder of weights, a run with merge: true, or a model whose files are on this machine."
+        problem = "no model.safetensors in this folder"
+        raise LuthierError("artifact-not-found", problem, where=str(folder), remedy=remedy)
     with safe_open(path, "pt") as file:
         return dict.fromkeys(file.keys(), path)
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 from luthier import LuthierError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -62,6 +62,13 @@ def load_adapter(
     tensors = _read_tensors(folder / WEIGHTS)
     frozen = {n.removeprefix(FROZEN): tensor for n, tensor in tensors.items() if n.startswith(FROZEN)}
     return {n: tensor for n, tensor in tensors.items() if not n.startswith(FROZEN)}, frozen
+
+
+def is_later_task(folder: Path) -> bool:
+    """Return True if the adapter of a folder holds weights that earlier tasks have left."""
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        names = file.keys()
+    return any(name.startswith(FROZEN) and name.endswith(".before") for name in names)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
