@@ -161,6 +161,11 @@ def test_qlora_with_another_quantizer_is_a_conflict(wrong, quantizer):
     assert (error.code, error.where, error.found) == ("recipe-conflict", "quantizer", "none")
 
 
+def test_qlora_with_an_unknown_quantizer_is_no_unknown_adapter(wrong):
+    error = wrong(adapter="qlora", quantizer="nf5")
+    assert {single.where for single in (error, *error.also)} == {"quantizer"}
+
+
 def test_a_flag_that_names_qlora_keeps_the_files_lora_options(file, read):
     path = file("r.yaml", "model: demo\ndata: d.jsonl\nadapter: {name: lora, r: 2}\n")
     recipe = read(path, "--adapter qlora").recipe

@@ -224,13 +224,13 @@ def quantized_names(draft: Draft, plugins: Plugins) -> None:
     name = adapter.get("name") if isinstance(adapter, dict) else adapter
     if not isinstance(name, str) or name not in QUANTIZED:
         return
+    draft.tree["adapter"] = adapter | {"name": QUANTIZED[name]} if isinstance(adapter, dict) else QUANTIZED[name]
     given = draft.tree.get("quantizer", "nf4")
     other = given.get("name") if isinstance(given, dict) else given
     if other != "nf4":
         problem = f"adapter {name} means {QUANTIZED[name]} with quantizer nf4"
         remedy = f"Write adapter {QUANTIZED[name]} to use it with another quantizer."
         raise LuthierError("recipe-conflict", problem, where="quantizer", found=bare_value(other), remedy=remedy)
-    draft.tree["adapter"] = adapter | {"name": QUANTIZED[name]} if isinstance(adapter, dict) else QUANTIZED[name]
     if "quantizer" not in draft.tree:
         draft.tree["quantizer"] = "nf4"
         draft.origins[("quantizer",)] = draft.origins[("adapter",)]
