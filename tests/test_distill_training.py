@@ -65,10 +65,16 @@ def test_a_cut_run_goes_on_to_the_bit(train, teacher, tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_a_layer_that_a_model_has_not_is_refused_before_the_first_step(train, teacher, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"hidden_weight": 1.0, "hidden_layers": [99]}, "2 layers"), ({"top_k": 999999}, "tokens")],
+)
+def test_what_the_model_has_not_as_many_of_is_refused_before_the_first_step(train, teacher, tmp_path, options, said):
     with pytest.raises(LuthierError) as caught:
-        train(loss={"name": "distill", "hidden_weight": 1.0, "hidden_layers": [99]}, teacher=teacher)
-    assert (caught.value.code, caught.value.where) == ("recipe-out-of-range", "Distill.hidden_layers")
+        train(loss={"name": "distill", **options}, teacher=teacher)
+    place = "loss.top_k" if "top_k" in options else "loss.hidden_layers"
+    assert (caught.value.code, caught.value.where) == ("recipe-out-of-range", place)
+    assert said in caught.value.problem
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -106,8 +112,8 @@ def test_relations_are_the_same_where_layers_are_computed_again_or_passes_compil
     ("architecture", "options", "place"),
     [
         ("falcon", {}, "FalconForCausalLM"),
-        ("llama", {"relation_heads": 5}, "Distill.relation_heads"),
-        ("llama", {"teacher_attention_layers": [7]}, "Distill.teacher_attention_layers"),
+        ("llama", {"relation_heads": 5}, "loss.relation_heads"),
+        ("llama", {"teacher_attention_layers": [7]}, "loss.teacher_attention_layers"),
     ],
 )
 def test_relations_that_a_teacher_cannot_give_are_refused_before_the_first_step(

@@ -92,6 +92,13 @@ def test_a_plan_counts_the_copy_of_the_start(model_folder, data_file, tmp_path):
     assert 0.9 * memory["weights"] < memory["start"] <= memory["weights"]  # which has buffers too
 
 
+def test_a_penalty_under_the_name_of_its_paper_is_answered_with_its_own(train, data_file):
+    with pytest.raises(luthier.LuthierError) as caught:
+        train(data=str(data_file), max_steps=1, penalties=["l2sp"])
+    assert (caught.value.code, caught.value.where) == ("part-unknown", "penalties.0")
+    assert "'l2_start'" in caught.value.remedy
+
+
 def test_a_penalty_that_no_plugin_offers_is_refused_with_the_nearest(train, data_file):
     with pytest.raises(luthier.LuthierError, match=r"penalties\.0.*'l3'"):
         train(data=str(data_file), max_steps=1, penalties=["l3"])

@@ -224,6 +224,15 @@ def test_a_column_of_truth_that_a_loss_names_itself_takes_no_number(chat, made):
     assert raised.value.code == "data-row" and raised.value.where.endswith(": label")
 
 
+@pytest.mark.parametrize("value", [True, 3, 0.5])
+def test_an_answer_that_is_no_text_is_answered_with_the_template_that_makes_it_one(made, chat, value):
+    rows = [{"prompt": "q", "chosen": value, "rejected": "no"}]
+    with pytest.raises(LuthierError) as raised:
+        made(rows, chat("chatml"), wanted=PAIRED)
+    assert raised.value.code == "data-row" and raised.value.where.endswith(": chosen")
+    assert 'template: {chosen: "{chosen}"}' in raised.value.remedy
+
+
 def test_further_texts_of_the_row_become_documents_of_its_unit(chat, made):
     wanted = Wanted(kind="preference", documents={"hint": "note"})
     rows = [{"prompt": "q", "chosen": "c", "rejected": "r", "note": f"n{i}"} for i in range(2)]

@@ -4,7 +4,7 @@ import attrs
 import pytest
 from luthier import Recipe
 from luthier.recipe import load_recipe
-from luthier.recipe.parts import resolve_parts
+from luthier.recipe.parts import named_parts, resolve_parts
 from luthier.testing import expect_error
 from luthier_metrics import ExactMatch, PassAtK
 from luthier_objectives import L2
@@ -80,3 +80,10 @@ def test_an_object_of_the_caller_stays_itself_and_is_written_by_its_class():
 def test_what_is_no_metric_or_penalty_is_refused_at_its_place(settings, code, place):
     with expect_error(code, place):
         made(**settings)
+
+
+def test_a_penalty_may_stand_twice_only_with_other_options():
+    with expect_error("recipe-conflict", "penalties.1"):
+        resolve_parts(made(penalties=["l2", {"name": "l2"}]))
+    both = resolve_parts(made(penalties=["kl", {"name": "kl", "divergence": "forward_kl"}])).penalties
+    assert list(named_parts(both)) == ["kl", "kl-2"]

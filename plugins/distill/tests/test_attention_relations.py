@@ -191,7 +191,7 @@ def test_options_that_would_do_nothing_or_do_not_match_are_refused(given_options
 
 
 def test_relation_heads_that_do_not_divide_every_width_are_refused():
-    with expect_error("recipe-out-of-range", "Distill.relation_heads", "teacher"):
+    with expect_error("recipe-out-of-range", "loss.relation_heads", "teacher"):
         sum_attention(Distill(attention_weight=1.0, relation_heads=8), paired(made(), made("gpt2", n_embd=36)), drawn())
 
 
@@ -200,4 +200,5 @@ def test_a_layer_that_a_model_has_not_is_refused(field):
     layers = {"attention_layers": [0], "teacher_attention_layers": [0], field: [2]}
     with pytest.raises(LuthierError) as caught:
         sum_attention(Distill(attention_weight=1.0, **layers), paired(made(), made(seed=2)), drawn())
-    assert (caught.value.code, caught.value.where) == ("recipe-out-of-range", f"Distill.{field}")
+    assert (caught.value.code, caught.value.where) == ("recipe-out-of-range", f"loss.{field}")
+    assert "2 layers" in caught.value.problem

@@ -1,9 +1,13 @@
 """Options that leave nothing to learn are refused by name, and log-probabilities of any size have finite gradients."""
 
+import math
+
 import pytest
 import torch
 from luthier import LuthierError, Recipe
 from luthier.plugins.completion import add_defaults
+from luthier.recipe import resolve_parts
+from luthier.recipe.checks.soundness import check_parts
 from luthier.testing import expect_error
 from luthier.testing.drawn_units import DrawnUnit, lay_out_units, pack_examples
 from luthier.testing.policies import TablePolicy
@@ -70,6 +74,33 @@ def test_options_of_dpo_that_would_do_nothing_or_do_not_fit_are_refused(given, p
     with pytest.raises(LuthierError) as caught:
         Dpo(**given)
     assert all(fact in str(caught.value) for fact in problem)
+
+
+@pytest.mark.parametrize(
+    ("written", "remedy"),
+    [("sigmiod", "'sigmoid'"), ("sigmoid,bco_pair", "[sigmoid, bco_pair]"), ("sigmoid, ipo", "[sigmoid, ipo]")],
+)
+def test_a_loss_type_that_does_not_exist_is_answered_with_what_to_write(written, remedy):
+    with expect_error("recipe-wrong-type", "loss.loss_type") as caught:
+        Recipe.from_dict({**ROWS, "loss": {"name": "dpo", "loss_type": written}})
+    assert remedy in caught.value.remedy
+    assert str(caught.value).count("discopop") == 1
+
+
+def test_parts_of_a_mixture_are_each_types_weighted_share():
+    document = Document(ids=(1, 2, 3), supervised=(False, True, True))
+    loss = add_defaults(DpoLoss(Dpo(loss_type=["sigmoid", "hinge"], loss_weights=[1.0, 3.0])), "loss")
+    batch = pack_examples(lay_out_units(loss, [DrawnUnit(documents={"chosen": document, "rejected": document})] * 2))
+    metrics = loss(TablePolicy(torch.zeros(batch.num_tokens, 8)), batch).metrics
+    values = {name: float(metrics[f"part/{name}"][0] / metrics[f"part/{name}"][1]) for name in ("sigmoid", "hinge")}
+    assert values == pytest.approx({"sigmoid": math.log(2), "hinge": 3.0})
+
+
+def test_a_batch_of_one_answer_is_refused_where_answers_are_compared():
+    made = {size: Recipe.from_dict({**ROWS, "loss": "kto", "global_batch_size": size}) for size in (1, 2)}
+    with expect_error("recipe-conflict", "global_batch_size"):
+        check_parts(made[1], resolve_parts(made[1]), "cpu")
+    check_parts(made[2], resolve_parts(made[2]), "cpu")
 
 
 def sides_of(ratios):

@@ -171,7 +171,11 @@ def assert_dpo_is_trls(options, drawn, seed, scale):
     )  # fmt: skip
     given = {"input_ids": rows.ids, "attention_mask": rows.mask, "completion_mask": rows.answers}
     total = trainer._compute_loss(model, given, return_outputs=False)
-    assert_equal(found.ours(), total, table, {name: values[-1] for name, values in recorded["train"].items()})
+    objective, gradient, means = found.ours()
+    parts = {name: means.pop(f"part/{name}") for name in options.mixture if f"part/{name}" in means}
+    assert_equal((objective, gradient, means), total, table, {n: v[-1] for n, v in recorded["train"].items()})
+    assert parts.keys() == (options.mixture.keys() if len(options.mixture) > 1 else set())
+    assert sum(parts.values()) == pytest.approx(objective if parts else 0, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("loss_type", [n for n in (*FORMULAS, "sft") if n not in ("robust", "exo_pair", "discopop")])

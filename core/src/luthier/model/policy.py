@@ -88,10 +88,14 @@ class ModelPolicy:
             return [self.states(batch) for _ in layers]
         self._keeps_layers = True
         states = self._complete_output(batch, lambda output: bool(output.layers)).layers
+        if any(not -len(states) <= layer < len(states) for layer in layers):
+            raise IndexError(f"the model has {len(states) - 1} layers")
         return [states[layer] for layer in layers]
 
     def attention_inputs(self, batch: Batch, layers: Sequence[int]) -> list[Inputs]:
         numbers = list(range(self.model.config.get_text_config().num_hidden_layers))
+        if any(not -len(numbers) <= layer < len(numbers) for layer in layers):
+            raise IndexError(f"the model has {len(numbers)} layers")
         wanted = [numbers[layer] for layer in layers]
         self._keeps_attention |= set(wanted)
         passed = self._complete_output(batch, lambda output: output.asked >= set(wanted))

@@ -127,6 +127,7 @@ class LossRecord(Record):
     - `documents`: `{name: column}`, further texts of a row that become documents of its unit.
     - `perplexity`: True if the first term is in nats per token, so that its exponential is a perplexity.
     - `aligns`: True if it accepts a teacher or a reference with another vocabulary than the model's.
+    - `least_batch`: the fewest units of a global batch from which it learns, because it compares them.
     - `reference`: `"module:attribute"` of a second, plainer implementation, with which the conformance kit compares the
       loss: `attribute(options, policy, batch) -> {name: sum}`. None: there is none.
     """
@@ -138,6 +139,7 @@ class LossRecord(Record):
     documents: Mapping[str, str] = attrs.field(factory=dict)
     perplexity: bool = False
     aligns: bool = False
+    least_batch: int = 1
 
 
 @attrs.frozen(kw_only=True)

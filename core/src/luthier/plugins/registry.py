@@ -165,7 +165,8 @@ class Plugins:
             return LuthierError("part-unknown", f"{problem}: {blocked[0]} is disabled", remedy=f"Change {BLOCK}.")
         if brings and canonical_name(brings) not in {canonical_name(o.source.distribution) for o in self.offers()}:
             return LuthierError("part-unknown", problem, remedy=f"Install it: pip install {brings}")
-        known = _near(name, [o.record.name for o in self.offers(kind)])
+        offers = self.offers(kind)
+        known = _called(name, offers) or _near(name, [o.record.name for o in offers])
         return LuthierError("part-unknown", problem, remedy=f"{known} {self._failed()}".strip() or None)
 
     def _failed(self) -> str:
@@ -185,6 +186,17 @@ def check_part(part: Any, kind: str, where: str, record: Record | None = None) -
     if kind == "callback":
         check_callback(part, where)
     return part
+
+
+def _called(name: str, offers: Iterable[Offer]) -> str:
+    """Return a hint at a part whose summary has the name as a word, as papers write it: l2sp and L2-SP are one word."""
+    word = _squeeze(name)
+    meant = [o.record.name for o in offers if word in map(_squeeze, o.record.summary.split())]
+    return f"Did you mean {meant[0]!r}?" if word and len(meant) == 1 else ""  # a common word points at nothing
+
+
+def _squeeze(word: str) -> str:
+    return "".join(letter for letter in word.lower() if letter.isalnum())
 
 
 def _near(name: str, names: list[str]) -> str:

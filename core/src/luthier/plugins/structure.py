@@ -219,7 +219,22 @@ def _union(made: Converter, value: object, hint: Any) -> object:
                 deepest = error
     if value == "none" and type(None) in members:
         return None
-    raise deepest or wrong_value(value, type_name(hint))
+    raise deepest or _no_choice(value, members) or wrong_value(value, type_name(hint))
+
+
+def _no_choice(value: object, members: tuple[Any, ...]) -> LuthierError | None:
+    """Return an error that names the nearest choice, for a text where one choice or a list of choices is expected."""
+    lists = [typing.get_args(member)[0] for member in members if _is_sequence(member) and typing.get_args(member)]
+    choices = [choice for kind in (*members, *lists) if _is_literal(kind) for choice in typing.get_args(kind)]
+    names = list(dict.fromkeys(choice for choice in choices if isinstance(choice, str)))
+    if not isinstance(value, str) or not names:
+        return None
+    several = [part.strip() for part in value.split(",")]
+    near = suggest_nearest(value, names)
+    if lists and len(several) > 1:
+        near = f"Write several as a list: [{', '.join(several)}]."
+    return LuthierError("recipe-wrong-type", f"expected {' | '.join(map(repr, names))}", found=value,
+                        remedy=near if not near.startswith("Known") else None)  # fmt: skip
 
 
 def _sequence(made: Converter, value: object, hint: Any) -> object:

@@ -109,7 +109,16 @@ def resolve_parts(recipe: Settings, plugins: Plugins | None = None) -> Resolved:
     watchers = tuple(find_part(c, "callback", f"callbacks.{i}", known) for i, c in enumerate(recipe.callbacks))
     metrics = tuple(find_part(m, "metric", f"metrics.{i}", known) for i, m in enumerate(recipe.metrics))
     penalties = tuple(find_part(p, "penalty", f"penalties.{i}", known) for i, p in enumerate(recipe.penalties))
+    _check_repeated(penalties)
     return Resolved(**single, callbacks=watchers, metrics=metrics, penalties=penalties, plugins=known)
+
+
+def _check_repeated(penalties: tuple[Part, ...]) -> None:
+    """Raise `recipe-conflict` for a penalty that is written twice. With other options it is another penalty."""
+    for index, part in enumerate(penalties):
+        if part.offer and any(part.name == other.name and part.options == other.options for other in penalties[:index]):
+            problem, remedy = "the same penalty with the same options is written before", "Raise its weight instead."
+            raise LuthierError("recipe-conflict", problem, where=f"penalties.{index}", found=part.name, remedy=remedy)
 
 
 def is_absent(kind: str, value: Any) -> bool:

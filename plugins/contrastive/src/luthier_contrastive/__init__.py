@@ -38,6 +38,7 @@ def luthier_losses() -> list[LossRecord]:
             build="luthier_contrastive.loss:InfonceLoss",
             data="documents",
             documents=pair,
+            least_batch=2,  # the other passages are those of other rows
         ),
         LossRecord(
             name="infonce_hard",

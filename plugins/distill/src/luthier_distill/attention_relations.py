@@ -66,7 +66,7 @@ def count_heads(asked: int | None, own: Inputs, theirs: Inputs) -> int:
         if any(width % asked for width in widths):
             problem = f"queries, keys and values of the {owner} are {widths} wide, and not divided by {asked}"
             shared = math.gcd(*(t.shape[1] * t.shape[2] for t in (*own, *theirs)))
-            raise LuthierError("recipe-out-of-range", problem, where="Distill.relation_heads", found=asked,
+            raise LuthierError("recipe-out-of-range", problem, where="loss.relation_heads", found=asked,
                                remedy=f"Take a divisor of {shared}, or leave it out.")  # fmt: skip
     return asked
 
@@ -74,10 +74,10 @@ def count_heads(asked: int | None, own: Inputs, theirs: Inputs) -> int:
 def _inputs(policy: Policy, batch: Batch, layers: list[int], option: str) -> list[Inputs]:
     try:
         return policy.attention_inputs(batch, layers)
-    except IndexError:
+    except IndexError as error:
         remedy = "Name layers from 0 to the number of layers less one, or from the end as -1."
-        raise LuthierError("recipe-out-of-range", "there is no such layer", where=f"Distill.{option}", found=layers,
-                           remedy=remedy) from None  # fmt: skip
+        raise LuthierError("recipe-out-of-range", f"there is no such layer: {error}", where=f"loss.{option}",
+                           found=layers, remedy=remedy) from None  # fmt: skip
 
 
 def _regroup(tensor: Tensor, heads: int) -> Tensor:

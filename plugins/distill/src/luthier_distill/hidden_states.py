@@ -35,10 +35,10 @@ def _states(policy: Policy, batch: Batch, layers: list[int], option: str) -> lis
     """Return [S, H] of each layer: the states from which the supervised tokens are predicted."""
     try:
         layer_states = policy.hidden(batch, layers)
-    except IndexError:
+    except IndexError as error:
         remedy = "Name layers from 0, the embeddings, to the number of layers, or from the end as -1."
-        raise LuthierError("recipe-out-of-range", "there is no such layer", where=f"Distill.{option}", found=layers,
-                           remedy=remedy) from None  # fmt: skip
+        raise LuthierError("recipe-out-of-range", f"there is no such layer: {error}", where=f"loss.{option}",
+                           found=layers, remedy=remedy) from None  # fmt: skip
     return [widen(states[batch.previous[batch.supervised]]) for states in layer_states]
 
 
@@ -46,7 +46,7 @@ def _distances(own: Tensor, theirs: Tensor, options: Distill) -> Tensor:
     """Return the distances [S] of states [S, H] and [S, H]."""
     if own.shape[-1] != theirs.shape[-1]:
         problem = f"the model's states are {own.shape[-1]} wide, and the teacher's {theirs.shape[-1]}"
-        raise LuthierError("part-unsupported", problem, where="Distill.hidden_weight",
+        raise LuthierError("part-unsupported", problem, where="loss.hidden_weight",
                            remedy="Take a teacher of the same width, or hidden_distance: relation.")  # fmt: skip
     if options.hidden_distance == "mse":
         return (own - theirs).square().mean(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from luthier import Batch, LossOutput, Policy
+from luthier import Batch, LossOutput, LuthierError, Policy
 from torch import Tensor
 
 from luthier_distill import Distill
@@ -70,6 +70,7 @@ class DistillLoss:
         if options.top_k is None:
             divergence = WholeDivergence.apply(own, theirs, options.divergence, options.temperature, beta)
         else:
+            _check_count(options.top_k, theirs.shape[-1])
             student, teacher = (scaled_logprobs(logits, options.temperature) for logits in (own, theirs))
             student, teacher = likeliest(student, teacher, options.top_k, options.add_tail)
             divergence = options.temperature**2 * DIVERGENCES[options.divergence](student, teacher, beta)
@@ -81,3 +82,11 @@ def _likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     """Return log p(label) [C] of logits [C, V]."""
     wide = widen(logits)
     return wide.gather(-1, labels[:, None]).squeeze(-1) - wide.logsumexp(-1)
+
+
+def _check_count(count: int, tokens: int) -> None:
+    """Raise `recipe-out-of-range` if more tokens are asked for than the vocabulary has."""
+    if count > tokens:
+        remedy = "Take fewer, or leave it out to compare every token."
+        raise LuthierError("recipe-out-of-range", f"the vocabulary has {tokens} tokens", where="loss.top_k",
+                           found=count, remedy=remedy)  # fmt: skip

@@ -121,7 +121,11 @@ def _of_weights() -> list[PenaltyRecord]:
     summaries = {
         "l1": ("The sum of absolute weights.", L1, "L1Penalty"),
         "l2": ("The sum of squared weights.", L2, "L2Penalty"),
-        "l2_start": ("The sum of squared distances to the weights before the first step.", L2Start, "StartPenalty"),
+        "l2_start": (
+            "The sum of squared distances to the weights before the first step (L2-SP).",
+            L2Start,
+            "StartPenalty",
+        ),
         "ternary_distance": ("The squared distance of weights to -s, 0 and s.", TernaryDistance, "TernaryPenalty"),
     }
     return [

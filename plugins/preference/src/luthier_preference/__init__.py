@@ -60,6 +60,7 @@ def _judged() -> list[LossRecord]:
             build="luthier_preference.kto:KtoLoss",
             data="unpaired",
             needs="reference",
+            least_batch=2,  # with one row the mismatched pair is the row itself
         ),
         LossRecord(
             name="apo_zero_unpaired",

@@ -46,11 +46,20 @@ class DpoLoss:
         sides = Sides(ratios=scores[:, :2], logps=scores[:, 2:4], **fixed)
         mixture = dict(self.options.mixture)
         likelihood = mixture.pop("sft", 0.0)
-        parts = [weight * FORMULAS[kind](sides, self.options).sum() for kind, weight in mixture.items()]
-        sums = {"dpo": cast(Tensor, sum(parts))} if parts else {}
+        parts = {kind: weight * FORMULAS[kind](sides, self.options).sum() for kind, weight in mixture.items()}
+        sums = {"dpo": cast(Tensor, sum(parts.values()))} if parts else {}
+        shares: dict[str, tuple[Tensor, Tensor | float]] = {
+            kind: (part.detach(), float(len(scores))) for kind, part in parts.items()
+        }
         if likelihood:
             sums["nll_loss"] = -likelihood * scores[:, 4].sum()
-        return LossOutput(sums=sums, metrics=describe_pairs(self.options.beta * sides.ratios, sides.logps))
+            shares["sft"] = (sums["nll_loss"].detach(), sides.lengths[:, 0].double().sum())
+        metrics: dict[str, tuple[Tensor, Tensor | float]] = {
+            **describe_pairs(self.options.beta * sides.ratios, sides.logps)
+        }
+        if len(shares) > 1:
+            metrics |= {f"part/{kind}": share for kind, share in shares.items()}
+        return LossOutput(sums=sums, metrics=metrics)
 
     def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
         return self.combine(*self.scores(policy, batch))

@@ -78,7 +78,10 @@ def _side(value: object, place: str) -> Messages | str:
     if isinstance(value, list):
         return read_messages(value, place)
     if not isinstance(value, str):
-        raise broken_row(f"{place} is missing" if value is None else f"{place} must be text or messages", value, place)
+        simple = isinstance(value, (bool, int, float))
+        remedy = f'As text: template: {{{place}: "{{{place}}}"}} in the source.' if simple else None
+        problem = f"{place} is missing" if value is None else f"{place} must be text or messages"
+        raise broken_row(problem, value, place, remedy)
     return _transcript(value) if SPOKEN.match(value) else value
 
 

@@ -32,8 +32,8 @@ def unreadable_row(where: str, problem: str, value: object = None, remedy: str |
     return LuthierError("data-unreadable", problem, where=where, found=value, remedy=remedy)
 
 
-def broken_row(problem: str, value: object = None, where: str | None = None) -> LuthierError:
-    return LuthierError("data-row", problem, where=where, found=value)
+def broken_row(problem: str, value: object = None, where: str | None = None, remedy: str | None = None) -> LuthierError:
+    return LuthierError("data-row", problem, where=where, found=value, remedy=remedy)
 
 
 def faulty_row(error: LuthierError) -> Row:

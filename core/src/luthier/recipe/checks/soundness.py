@@ -49,9 +49,19 @@ def check_parts(recipe: Settings, resolved: Resolved, device: str) -> None:
         remedy = "Submit it with `luthier submit RECIPE`, or leave them out."
         raise LuthierError("part-unsupported", problem, where="provider", remedy=remedy)
     check_unread_by_parts(recipe, resolved)
+    _check_batch(recipe, resolved)
     for part in (resolved.adapter, resolved.quantizer) if recipe.merge else ():
         if not getattr(part.record or part.local, "mergeable", True):
             raise unmergeable_part(part.kind, part.name, where="merge")
+
+
+def _check_batch(recipe: Settings, resolved: Resolved) -> None:
+    """Raise `recipe-conflict` if the global batch has too few units for a loss that compares them."""
+    least, size = getattr(resolved.loss.record or resolved.loss.local, "least_batch", 1), recipe.global_batch_size
+    if isinstance(size, int) and size < least:
+        problem = f"the loss {resolved.loss.name!r} compares the units of a global batch"
+        remedy = f"Set it to {least} or more."
+        raise LuthierError("recipe-conflict", problem, where="global_batch_size", found=size, remedy=remedy)
 
 
 def check_stored_base(chosen: Sequence[Chosen]) -> None:
