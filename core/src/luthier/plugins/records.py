@@ -26,8 +26,7 @@ TARGET: Final = re.compile(r"[\w.]+:\w+")
 def as_tags(value: Any, where: str) -> frozenset[str]:
     """Return a tag, or several, as a set.
 
-    Raises:
-        LuthierError: `plugin-invalid` for a tag that is neither one of `TAGS` nor written `name:tag`.
+    Raises `plugin-invalid` for a tag that is neither one of `TAGS` nor written `name:tag`.
     """
     tags = _tags(value)
     for tag in sorted(tags - TAGS):
@@ -210,9 +209,8 @@ class OperationRecord(Record):
             raise LuthierError("plugin-invalid", "there is no such operation", where=where, found=self.operation,
                                remedy=remedy)  # fmt: skip
         if not TARGET.fullmatch(self.predicate):
-            raise LuthierError(
-                "plugin-invalid", "predicate must be 'module:attribute'", where=where, found=self.predicate
-            )
+            problem = "predicate must be 'module:attribute'"
+            raise LuthierError("plugin-invalid", problem, where=where, found=self.predicate)
         if self.tolerance < 0:
             raise LuthierError("plugin-invalid", "tolerance must be at least 0", where=where, found=self.tolerance)
 
