@@ -37,6 +37,9 @@ def compare_layers(name: str, peer_options: dict[str, Any], arguments: argparse.
                 for side in sides:
                     side.turn()
             rates = [median([t["tokens"] / t[arguments.clock] for t in side.turns[WARM:]]) for side in sides]
-            ours, theirs = (side.end()["whole_peak"] / 2**20 for side in sides)
-            more = {"memory_mib": ours, "peer_memory_mib": theirs, "memory_ratio": ours / theirs}
+            ours, theirs = (side.end() for side in sides)
+            more = {}
+            for figure, name_of in (("memory", "whole_peak"), ("activations", "kept")):
+                own, other = ours[name_of] / 2**20, theirs[name_of] / 2**20
+                more |= {f"{figure}_mib": own, f"peer_{figure}_mib": other, f"{figure}_ratio": own / other}
             yield Row.rate(f"{name} step, {tokens} tokens, {dtype} base", *rates, "tokens/s", more=more)

@@ -63,21 +63,26 @@ def train(gate: Gate, method: dict[str, Any]) -> None:
     import luthier
     import luthier.training.train_run  # noqa: F401 - loaded before memory counts
 
+    from tests.speed.kept import Kept
     from tests.speed.work import blocks, held_out_loss, llama, token_rows, tokenizer
 
     model = llama(method.pop("vocabulary"), dtype=method.pop("dtype", "float32"))
     length = method.pop("sequence", 0)  # of rows of random tokens, in the place of gsm8k's
     rows = blocks(BLOCKS + HELD_OUT, length) if length else token_rows(ROWS + HELD_OUT)
     steps: list[dict[str, float]] = []
+    kept = Kept(model)
 
     class Turns:
         @luthier.event
         def step_started(self, run: Any) -> None:
             if not gate.arrive(**(steps[-1] if steps else {})):
                 run.request_stop("measured")
+            if not steps:  # the first step's time is not measured
+                kept.begin()
 
         @luthier.event
         def step_ended(self, metrics: dict[str, float]) -> None:
+            kept.end()
             steps.append({"tokens": metrics["tokens"]})
 
     if method["adapter"] in ("lora", "dora"):
@@ -100,4 +105,4 @@ def train(gate: Gate, method: dict[str, Any]) -> None:
         )
         trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
         share = trained / sum(p.numel() for p in run.model.parameters())
-        gate.close(loss=held_out_loss(run.model, rows[-HELD_OUT:]), share=share)
+        gate.close(loss=held_out_loss(run.model, rows[-HELD_OUT:]), share=share, kept=kept.bytes)
