@@ -1,5 +1,6 @@
 """Continual training: tasks one after the other, each begun from what the last has left, all evaluated after each."""
 
+import io
 import json
 
 import jsonschema
@@ -7,11 +8,14 @@ import luthier
 import pytest
 import torch
 from luthier.cli.app import app
+from luthier.cli.continual import draw_report
 from luthier.cli.documents.document_schemas import document_schema
 from luthier.errors import LuthierError
 from luthier.logs import set_up
 from luthier.recipe.reading.yaml12 import load_yaml
 from luthier.state_tree import load_state
+from luthier.training.continual.forgetting_report import LEGEND, TaskReport, format_table
+from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -76,6 +80,20 @@ def test_the_command_prints_the_report_as_json(recipe_file):
     document = json.loads(done.stdout)
     assert document["tasks"] == ["first", "second"]
     assert jsonschema.Draft202012Validator(document_schema("continual")).is_valid(document)
+
+
+def test_the_screen_and_the_table_explain_the_measures_and_have_none_of_a_perplexity(tmp_path):
+    rows = {"eval_loss": [[1.0, 6.5], [2.0, 0.5]], "eval_perplexity": [[2.7, 665.1], [7.4, 1.6]]}
+    report = TaskReport(
+        output_path=tmp_path, tasks=["a", "b"], runs=[], metrics=rows, base=None, seconds=[], method="x"
+    )
+    screen = Console(width=4000, file=io.StringIO())
+    draw_report(screen, report)
+    for text in (screen.file.getvalue(), format_table(report)):
+        assert LEGEND in text
+        assert "backward" in text.replace(LEGEND, "") and "-1.0000" in text  # the loss has its measures
+        assert "4.7000" not in text and "4.5000" not in text  # forgetting and average of the perplexity
+    assert report.to_dict()["transfer"]["eval_perplexity"]["forgetting"] == pytest.approx(4.7)
 
 
 def test_one_data_set_is_cut_into_runs_by_flags_alone(task_files, tmp_path):

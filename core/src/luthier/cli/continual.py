@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import attrs
 import typer
 
 from luthier.cli.screen.answers import Answer
@@ -65,6 +64,7 @@ def continual(
 def draw_report(screen: Console, report: TaskReport) -> None:
     """Draw each metric of every task after every task, and the measures below."""
     from luthier.cli.screen.tables import draw_section, pairs_table, plain_table
+    from luthier.training.continual.forgetting_report import LEGEND
 
     for metric, rows in report.metrics.items():
         table = plain_table("after", *report.tasks)
@@ -74,6 +74,8 @@ def draw_report(screen: Console, report: TaskReport) -> None:
         for name, row in zip(report.tasks, rows, strict=True):
             table.add_row(name, *(f"{value:.4f}" for value in row))
         draw_section(screen, metric, table)
-        measures = attrs.asdict(report.transfer(metric))
-        draw_section(screen, "", pairs_table({n: None if v is None else f"{v:.4f}" for n, v in measures.items()}))
+        measures = {name: f"{value:.4f}" for name, value in report.shown_measures(metric).items()}
+        if measures:
+            draw_section(screen, "", pairs_table(measures))
+    screen.print(LEGEND)
     screen.print(f"written to {report.output_path}", soft_wrap=True)

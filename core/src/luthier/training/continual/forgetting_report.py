@@ -16,6 +16,12 @@ REPORT: Final = "continual.json"
 TABLE: Final = "continual.md"
 HEAT_MAP: Final = "continual.png"
 SCHEMA: Final = 1
+LEGEND: Final = (
+    "average: the mean over all tasks at the end. backward: the mean change of each earlier task since it was trained. "
+    "forward: that of each later task before it is trained, against the base. forgetting: the mean fall of each "
+    "earlier task from its best. All are in the unit of the metric above; a change is positive if the task is known "
+    "better. A perplexity has none: it is the exponential of the loss, whose changes say the same."
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -37,6 +43,12 @@ class TaskReport:
         """Return average, backward and forward transfer and forgetting of a metric."""
         base = None if self.base is None else self.base.get(metric)
         return measure_transfer(self.metrics[metric], base, greater_is_better=is_greater_better(metric))
+
+    def shown_measures(self, metric: str) -> dict[str, float]:
+        """Return the known measures by name as people are shown them; none of a perplexity, whose mean says little."""
+        if metric.endswith("perplexity"):
+            return {}
+        return {name: value for name, value in attrs.asdict(self.transfer(metric)).items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as `--json` prints it and `continual.json` holds it."""
@@ -70,9 +82,9 @@ def format_table(report: TaskReport) -> str:
         base = (report.base or {}).get(metric)
         lines += [_row(["(before)", *_numbers(base)])] if base else []
         lines += [_row([name, *_numbers(row)]) for name, row in zip(report.tasks, rows, strict=True)]
-        transfer = attrs.asdict(report.transfer(metric))
-        lines += ["", ", ".join(f"{name} {value:.4f}" for name, value in transfer.items() if value is not None), ""]
-    return "\n".join(lines)
+        measures = report.shown_measures(metric)
+        lines += ["", *([", ".join(f"{name} {value:.4f}" for name, value in measures.items()), ""] if measures else [])]
+    return "\n".join([*lines, LEGEND, ""])
 
 
 def _row(cells: Sequence[str]) -> str:
