@@ -20,6 +20,7 @@ from luthier.plugins.registry import installed_plugins
 from luthier.recipe import Data, Model, Source, recipe_hash
 from luthier.recipe.checks.unread_options import READERS
 from luthier.recipe.editor_schema.whole_recipe import make_schema
+from luthier.recipe.parts import LISTS
 from luthier.recipe.schema import OtherModel
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -128,7 +129,8 @@ def run_settings(draw):
     """The recipe's own settings as plain data, without the contradictions that `test_checks` is about."""
     apart = (*PART_FIELDS, "trainer", "callbacks", "model", "data", "device", "gradient_accumulation_steps")
     fields = [f for f in attrs.fields(Recipe) if f.name not in apart]
-    chosen = {f.name: draw(values(field_hints(Recipe)[f.name], f.metadata[KEY])) for f in fields if draw(st.booleans())}
+    hints = field_hints(Recipe) | dict.fromkeys(LISTS, list[str | dict[str, Any]])  # which hold objects in Python alone
+    chosen = {f.name: draw(values(hints[f.name], f.metadata[KEY])) for f in fields if draw(st.booleans())}
     chosen.pop(draw(st.sampled_from(["warmup_steps", "warmup_ratio"])), None)
     chosen.pop(draw(st.sampled_from(["global_batch_size", "per_device_train_batch_size"])), None)
     chosen["max_steps"] = 2**70
