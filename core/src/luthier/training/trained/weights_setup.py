@@ -75,11 +75,12 @@ class Weights:
 
 def measured_recipe(weights: Weights, changes: dict[str, Any], data: str | None) -> Recipe:
     """Return the recipe of an evaluation: `data` in the place of its rows, and nothing that belongs to training."""
-    kept = {name: _loadable(name, changes.get(name, getattr(weights.recipe, name))) for name in LISTS}
-    if not kept["metrics"] and weights.recipe.metrics:  # nothing is left that the run's own limit is about
-        kept["max_eval_answers"] = default_of("max_eval_answers")
+    lists = {name: _loadable(name, changes.get(name, getattr(weights.recipe, name))) for name in LISTS}
+    changed = changes | lists
+    if not lists["metrics"] and weights.recipe.metrics:  # nothing is left that the run's own limit is about
+        changed.setdefault("max_eval_answers", default_of("max_eval_answers"))
     recipe = attrs.evolve(weights.recipe, memory_check=False, reference_cache=False, teacher_cache=False,
-                          callbacks=[], **{**kept, **changes, **{name: kept[name] for name in LISTS}})  # fmt: skip
+                          callbacks=[], **changed)  # fmt: skip
     if data is not None:
         return attrs.evolve(recipe, data=held_out_data(recipe.data, data), max_eval_batches=None, eval_steps=None,
                             eval_on_start=False, load_best_model_at_end=False)  # fmt: skip
