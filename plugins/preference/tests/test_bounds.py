@@ -85,6 +85,9 @@ def test_a_loss_type_that_does_not_exist_is_answered_with_what_to_write(written,
         Recipe.from_dict({**ROWS, "loss": {"name": "dpo", "loss_type": written}})
     assert remedy in caught.value.remedy
     assert str(caught.value).count("discopop") == 1
+    with expect_error("recipe-wrong-type", "loss.loss_type.1") as caught:
+        Recipe.from_dict({**ROWS, "loss": {"name": "dpo", "loss_type": ["hinge", "sigmiod"]}})
+    assert "'sigmoid'" in caught.value.remedy
 
 
 def test_parts_of_a_mixture_are_each_types_weighted_share():

@@ -151,7 +151,7 @@ def _literal(value: object, hint: Any) -> object:
     choices = typing.get_args(hint)
     if any(value == c and type(value) is type(c) for c in choices):
         return value
-    raise wrong_value(value, " | ".join(repr(c) for c in choices))
+    raise _no_choice(value, (hint,)) or wrong_value(value, " | ".join(repr(c) for c in choices))
 
 
 def _instance(made: Converter, value: Any, cls: Any) -> object:
