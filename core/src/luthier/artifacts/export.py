@@ -93,7 +93,14 @@ def read_config(artifact: Path, base: str | None) -> Any:
 
 def plain_model(opened: Opened) -> tuple[Any, Any]:
     """Return the model with the adapter merged and with plain weights, and its tokenizer."""
-    check_mergeable(opened.adapter, opened.quantizer, opened.note)
+    try:
+        check_mergeable(opened.adapter, opened.quantizer, opened.note)
+    except LuthierError as error:
+        formats = [
+            o.record.name for o in installed_plugins().offers("exporter") if getattr(o.record, "quantized", False)
+        ]
+        remedy = f"Formats that take a quantizer's layers as trained: {', '.join(formats) or 'none is installed'}."
+        raise LuthierError(error.code, error.problem, where=error.where or "format", remedy=remedy) from None
     if opened.quantizer is None:
         return opened.model, opened.tokenizer
     return merged_copy(opened.model, opened.adapter, opened.quantizer), opened.tokenizer

@@ -47,7 +47,7 @@ def providers(context: typer.Context, json: Json = False) -> Any:
 
 @app.command()
 def show(name: Name, *, model: ModelName = "", option: Given = None, json: Json = False) -> Any:
-    """Show what a provider offers: options, methods, bounds, models, prices."""
+    """Show a provider's options, methods, bounds, models, prices."""
     from luthier.cli.screen.options_table import to_dict
     from luthier.jobs.restoring import make_provider
     from luthier.jobs.sync_twins import run_plainly
