@@ -99,10 +99,10 @@ def test_hidden_states_and_hooks_of_others_see_what_they_saw():
     model = packed_model()
     norm, seen = model.model.layers[0].post_attention_layernorm, []
     norm.register_forward_hook(lambda module, args, output: seen.append(output.detach()))
-    policy, batch = ModelPolicy(model), random_batch(LENGTHS)
-    theirs = [x.detach() for x in policy.hidden(batch, [0, 1, 2])]
+    batch = random_batch(LENGTHS)
+    theirs = [x.detach() for x in ModelPolicy(model).hidden(batch, [0, 1, 2])]
     with installed_operations(model, ordinary_operations()):
-        mine = policy.hidden(batch, [0, 1, 2])
+        mine = ModelPolicy(model).hidden(batch, [0, 1, 2])  # a policy keeps the pass over a batch for later questions
     assert len(seen) == 2
     torch.testing.assert_close(seen[1], seen[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close([x.detach() for x in mine], theirs, rtol=1e-5, atol=1e-5)
