@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,13 +57,17 @@ def _mapping(run: RunFolder, name: str) -> Mapping[str, Any]:
 
 def _numbers(a: RunFolder, b: RunFolder) -> list[dict[str, Any]]:
     """Return the last value of each metric that either run has; for a rate, the median."""
-    one, other = ({n: s.get("median", s["last"]) for n, s in metric_ranges(run).items()} for run in (a, b))
-    for values, run in ((one, a), (other, b)):
-        values["steps"] = run.step
+    with ThreadPoolExecutor(2) as readers:  # long files are parsed outside the interpreter's lock
+        one, other = readers.map(_last_values, (a, b))
     return [
         {"name": name, **_pair(one.get(name), other.get(name)), "difference": _minus(one.get(name), other.get(name))}
         for name in _names(one, other)
     ]
+
+
+def _last_values(run: RunFolder) -> dict[str, float | None]:
+    values = {name: summary.get("median", summary["last"]) for name, summary in metric_ranges(run).items()}
+    return {**values, "steps": run.step}
 
 
 def _minus(a: float | None, b: float | None) -> float | None:
