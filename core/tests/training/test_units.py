@@ -124,7 +124,7 @@ BROKEN = [
     (MarginLoss(), {"margin": "wide"}, "data-row", ("rows.jsonl:3: margin",)),
     (MarginLoss(), {"margin": None}, "data-column", ("'margin'",)),
     (VerdictLoss(), {"label": "good"}, "data-row", ("rows.jsonl:3: label",)),
-    (VerdictLoss(), {"label": 1}, "data-row", ("rows.jsonl:3: label",)),
+    (VerdictLoss(), {"label": 2}, "data-row", ("rows.jsonl:3: label",)),
     (VerdictLoss(), {"label": None}, "data-column", ("'label'",)),
 ]
 

@@ -38,7 +38,7 @@ def fuses(layer, x):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_value_and_gradients_are_those_of_the_parts(shape, bias, later):
     layer = wrapped(shape, bias=bias)
-    layer.before = drawn(*shape, seed=3) if later else None
+    layer.before = nn.Parameter(drawn(*shape, seed=3), requires_grad=False) if later else None
     x = drawn(2, 5, shape[1], seed=2).requires_grad_()
     assert fuses(layer, x)
     fused, expected = layer(x), by_parts(layer, x)
