@@ -33,6 +33,8 @@ class RunFolder:
     record: dict[str, Any]
     damage: str | None = None
 
+    _surveys: dict[str, Survey] = attrs.field(factory=dict, init=False, repr=False)
+
     @cached_property
     def state(self) -> str:
         """Return running, stopped, completed or failed; killed if a running run has no process any more; or damaged."""
@@ -107,10 +109,12 @@ class RunFolder:
         values = (finite_number(line, name) for line in parse_lines(line for line in self.recent if quoted in line))
         return next((value for value in values if value is not None), None)
 
-    @cached_property
+    @property
     def survey(self) -> Survey:
-        """Return the ranges of all metrics over the whole run, and the curves of its losses."""
-        return survey_metrics(self.path / METRICS)
+        """Return the ranges of all metrics over the whole run, and the curves of its losses. The file is read once."""
+        if self._surveys.get("whole") is None:  # a cached_property has one lock for all folders before Python 3.12
+            self._surveys["whole"] = survey_metrics(self.path / METRICS)
+        return self._surveys["whole"]
 
     def settings(self) -> dict[str, Any] | None:
         """Return the resolved recipe as plain data; None if recipe.yaml is missing or damaged."""
