@@ -77,10 +77,13 @@ def assembled(models):
 
 
 def held(setup):
-    """Bytes of all weights, another companion's included; the start is copied when the companions begin."""
+    """Bytes of all weights, another companion's and the halves that bfloat16 has no room for included.
+
+    The start is copied when the companions begin.
+    """
     live = [getattr(other, "live", None) for other in setup.step.policy.others.values()]
     models = [setup.model, *(each.model for each in live if each is not None)]
-    tensors = [t for model in models for t in (*model.parameters(), *model.buffers())]
+    tensors = [t for model in models for t in (*model.parameters(), *model.buffers())] + setup.precision.kept
     return sum({s._cdata: s.nbytes() for s in tensor_storages(tensors)}.values())
 
 
