@@ -33,7 +33,7 @@ class RunFolder:
     record: dict[str, Any]
     damage: str | None = None
 
-    _surveys: dict[str, Survey] = attrs.field(factory=dict, init=False, repr=False)
+    _read: list[Survey] = attrs.field(factory=list, init=False, repr=False)  # the survey, once it is made
 
     @cached_property
     def state(self) -> str:
@@ -112,9 +112,9 @@ class RunFolder:
     @property
     def survey(self) -> Survey:
         """Return the ranges of all metrics over the whole run, and the curves of its losses. The file is read once."""
-        if self._surveys.get("whole") is None:  # a cached_property has one lock for all folders before Python 3.12
-            self._surveys["whole"] = survey_metrics(self.path / METRICS)
-        return self._surveys["whole"]
+        if not self._read:  # a cached_property has one lock for all folders before Python 3.12
+            self._read.append(survey_metrics(self.path / METRICS))
+        return self._read[0]
 
     def settings(self) -> dict[str, Any] | None:
         """Return the resolved recipe as plain data; None if recipe.yaml is missing or damaged."""

@@ -157,7 +157,6 @@ async def _estimated(manager: Any, reading: Reading, name: str | None, max_cost:
     """Return one line of the table: what a provider would charge for the recipe, or why it refuses."""
     import attrs
 
-    from luthier.cli.screen.jobs_view import NO_PRICE
     from luthier.jobs.making.preparing import plain_findings
     from luthier.jobs.restoring import make_provider
 
@@ -172,5 +171,5 @@ async def _estimated(manager: Any, reading: Reading, name: str | None, max_cost:
     except LuthierError as error:
         return {**line, "refused": error.line}
     place = ready.part.scope() or ready.name
-    cost = {"basis": f"{NO_PRICE}: it runs on {place}"} if prepared.cost is None else attrs.asdict(prepared.cost)
+    cost = {"basis": f"no price: it runs on {place}"} if prepared.cost is None else attrs.asdict(prepared.cost)
     return {**line, **cost, "findings": plain_findings(prepared.findings)}

@@ -27,7 +27,6 @@ STYLES: Final = {
     "canceled": "yellow",
 }  # fmt: skip
 FIRST_TO_GO: Final = ("service's id", "method", "age", "provider")  # columns of a terminal that is too narrow
-NO_PRICE: Final = "no price"  # the beginning of an estimate's basis where no service charges for the job
 AGES: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
@@ -136,12 +135,12 @@ def draw_estimates(screen: Console, lines: Sequence[Mapping[str, Any]]) -> None:
         price = (
             "refused"
             if line["refused"]
+            else "none"  # no service charges for the job
+            if line["currency"] is None
             else "unknown"
             if line["amount"] is None
             else f"{line['amount']:.2f} {line['currency']}"
         )
-        if (line["basis"] or "").startswith(NO_PRICE):
-            price = "none"
         tokens = "-" if line["tokens"] is None else f"{line['tokens']:,}"
         table.add_row(
             line["provider"], price, tokens, ", ".join(line["weights"]) or "hosted", line["refused"] or line["basis"]
