@@ -96,7 +96,7 @@ def _numbers(values: Sequence[float]) -> list[str]:
 
 
 def draw_heat_map(report: TaskReport, path: Path) -> None:
-    """Draw each metric as a matrix, task after task downwards, with the numbers in the cells."""
+    """Draw each metric as a matrix, from the base downwards task after task, with the numbers in the cells."""
     from matplotlib.figure import Figure
 
     size = 1.6 + 0.9 * len(report.tasks)
@@ -104,16 +104,21 @@ def draw_heat_map(report: TaskReport, path: Path) -> None:
     for number, (metric, rows) in enumerate(report.metrics.items()):
         axes = figure.add_subplot(1, len(report.metrics), number + 1)
         axes.set(xlabel="task", ylabel="after task", title=metric)
+        base = (report.base or {}).get(metric)
+        before = [base] if base else []
+        names = [*(["(before)"] if base else []), *report.tasks]
         axes.set_xticks(range(len(report.tasks)), report.tasks, rotation=45, ha="right")
-        axes.set_yticks(range(len(report.tasks)), report.tasks)
-        _draw_cells(axes, rows, is_greater_better(metric))
+        axes.set_yticks(range(len(names)), names)
+        _draw_cells(axes, [*before, *rows], metric)
     figure.savefig(path)
 
 
-def _draw_cells(axes: Any, rows: Sequence[Sequence[float]], greater: bool) -> None:
-    image = axes.imshow(rows, cmap="viridis" if greater else "viridis_r")
-    middle = sum(image.get_clim()) / 2
+def _draw_cells(axes: Any, rows: Sequence[Sequence[float]], metric: str) -> None:
+    greater = is_greater_better(metric)
+    scale = "log" if metric.endswith("perplexity") else "linear"  # else one large number leaves the others one colour
+    image = axes.imshow(rows, cmap="viridis" if greater else "viridis_r", norm=scale)
     for i, row in enumerate(rows):
         for j, value in enumerate(row):
-            colour = "white" if (value < middle) == greater else "black"
-            axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=colour, fontsize=8)
+            dark = (image.norm(value) < 0.5) == greater
+            text = f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}"
+            axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black", fontsize=8)
