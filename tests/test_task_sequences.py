@@ -1,14 +1,18 @@
 """Sequences of two tasks: what the first decides holds for both, and two ranks train what one does."""
 
+import contextlib
 import json
+import os
 from pathlib import Path
 
 import luthier
 import pytest
 import torch
+from luthier.cli.app import app
 from luthier.runs.writing.record import read_record
 from luthier.testing.ranks import in_ranks
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 ANSWERS = {"one": ("1", "2", "3"), "two": ("no", "yes", "maybe")}
 DECIDED = {
@@ -82,3 +86,59 @@ def test_two_sharded_ranks_train_both_tasks_as_one_process_does(sequence, model_
         folder = "model" if name == "full" else "merged"
         weights, others = (load_file(path / folder / "model.safetensors") for path in (run, sharded))
         assert all(torch.allclose(weights[key], others[key], atol=1e-9) for key in weights)
+
+
+class Counter:
+    """A callback of the caller's own program, which no file can name."""
+
+    def __init__(self):
+        self.steps = 0
+
+    @luthier.event
+    def step_ended(self):
+        self.steps += 1
+
+
+def counted_in_turn(settings, folder):
+    counter = Counter()
+    with (folder / f"said-{os.environ['RANK']}").open("w") as said, contextlib.redirect_stderr(said):
+        report = luthier.continual(settings, exact_callbacks=["jsonl", counter], output_dir=folder / "ranks")
+        counts = [counter.steps, luthier.train(**later_task(settings, counter, report)).evaluate()["eval_loss"]]
+    return [*counts, *report.metrics["eval_loss"][1]]
+
+
+def later_task(settings, counter, report):
+    """The arguments of a plain run by the same callback that goes on where the sequence has ended."""
+    own = {name: value for name, value in settings.items() if name not in ("tasks", "eval_base", "data")}
+    rows = {"train": settings["tasks"][1]["data"], "validation": 0.25}
+    folder = report.output_path.with_name("plain")
+    return {**own, "data": rows, "exact_callbacks": [counter], "output_dir": folder}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
+def test_a_callback_object_hears_both_tasks_on_two_ranks_and_nothing_is_warned_of(
+    sequence, model_folder, tmp_path, strategy
+):
+    exact = {"model": {"name_or_path": str(model_folder), "dtype": "float64"}, "adapter": SHARDED["lora"]}
+    settings = {**sequence, **exact, "distributed": strategy}
+    (one, other) = in_ranks(2, counted_in_turn, settings, tmp_path)
+    assert (one[0], other[0]) == (6, 0)  # rank 0 hears three steps of each task
+    assert one[1:] == other[1:]
+    alone = luthier.continual({**settings, "distributed": "auto"}, output_dir=tmp_path / "alone")
+    assert one[2:] == pytest.approx(alone.metrics["eval_loss"][1], rel=1e-6)  # files of float32
+    assert "not as when the run began" not in (tmp_path / "said-0").read_text()
+
+
+@pytest.mark.slow
+def test_of_two_ranks_one_prints_the_report(sequence, tmp_path):
+    path = tmp_path / "sequence.json"
+    path.write_text(json.dumps({**sequence, "max_steps": 1, "output_dir": "out"}))
+
+    def command():
+        done = CliRunner().invoke(app, ["continual", str(path), "--log-level", "error", "--json"])
+        return [done.exit_code, done.stdout]
+
+    (main, other) = in_ranks(2, command)
+    assert (main[0], other) == (0, [0, ""])
+    assert json.loads(main[1])["tasks"] == ["one", "two"]

@@ -156,6 +156,18 @@ def test_one_rank_of_a_machine_goes_first_also_where_it_fails(tmp_path):
     assert in_ranks(3, work) == [True, False, False]
 
 
+def test_what_one_rank_prepares_alone_takes_no_turn_that_the_others_would_wait_for():
+    def work():
+        def prepare_alone():
+            with first_here(World()):
+                return "prepared"
+
+        world = World.current()
+        return [world.decide(prepare_alone), world.decide(lambda: "next")]
+
+    assert in_ranks(2, work) == [["prepared", "next"]] * 2
+
+
 def test_what_every_rank_would_say_is_said_once():
     assert sorted(in_ranks(3, lambda: claim_first("the same"))) == [False, False, True]
     assert claim_first("alone")

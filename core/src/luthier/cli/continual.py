@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.flags import AllowChanged, Json, LogFile, LogFormat, LogLevel, start_api
+from luthier.cli.screen.launch_ranks import answer_once
 from luthier.cli.screen.recipe_arguments import Help, Sets, own_flags, show_help, split_words
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def continual(
     from luthier.runs.writing.differences import read_allowed
     from luthier.training.continual.start import train_sequence
 
-    report = train_sequence(path, overrides, given, output_dir, read_allowed(allow_changed), fresh=fresh)
-    return Answer(document=report.to_dict(), view=lambda screen: draw_report(screen, report))
+    allowed = read_allowed(allow_changed)
+    return answer_once(lambda: train_sequence(path, overrides, given, output_dir, allowed, fresh=fresh), draw_report)
 
 
 def draw_report(screen: Console, report: TaskReport) -> None:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 @contextmanager
 def first_here(world: World) -> Iterator[None]:
     """Let one rank of each machine go first, so that the others find on disk what it has made."""
-    turn = f"first/{next(_turns)}/{os.environ.get('GROUP_RANK', '0')}"
     if world.size == 1:
-        yield
+        yield  # takes no turn, which the other ranks would not count
         return
+    turn = f"first/{next(_turns)}/{os.environ.get('GROUP_RANK', '0')}"
     leads = not world.local_rank
     if not leads:
         _hand_over(turn, leads, world.barrier)

@@ -36,6 +36,11 @@ class Run:
     _opened: Any = attrs.field(default=None, repr=False, init=False)
 
     @property
+    def is_live(self) -> bool:
+        """Return True if this process has the trained model in memory."""
+        return self._setup is not None
+
+    @property
     def model(self) -> Any:
         """Return the trained model, its adapter attached; read from the run's folder where this process did not train
         it.

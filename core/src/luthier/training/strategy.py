@@ -26,7 +26,7 @@ def choose_strategy(case: Case, decisions: Decisions, world: World) -> Strategy:
     """
     asked = case.recipe.distributed.strategy
     if world.size == 1:
-        if asked != "auto":
+        if asked != "auto" and case.purpose != "open":  # who opens a run's model trains nothing
             decisions.explicit(OPTION, "alone", f"one process trains, where the recipe asks for {asked}")
         return "alone"
     if asked == "fsdp" and case.objects.model is not None:

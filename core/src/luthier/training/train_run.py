@@ -236,6 +236,7 @@ def _finish(loop: Loop, record: dict[str, Any], assembled: Assembled) -> Run:
         final_loss=tally.losses[-1], loss_history=tally.losses, duration_seconds=tally.seconds,
         eval_loss=tally.evaluation.get("eval_loss"), eval_metrics=tally.evaluation,
         stop_reason=run.stop_reason, parts=record["parts"], setup=setup if state is None else None,
+        given=None if state is None else (assembled.case.recipe, assembled.case.objects),
     )  # fmt: skip
     if not run.is_main:
         return result

@@ -12,13 +12,13 @@ import attrs
 from luthier.checkpoint.task_state import STATE
 from luthier.data.formats.wanted import Wanted
 from luthier.disk import write_json
+from luthier.distributed.join import join_world
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.model.load import tokenizer_of
 from luthier.recipe import resolve_parts
 from luthier.recipe.objects import Objects, TaskPlace
-from luthier.step.setup import Setup
 from luthier.training.assemble import assemble_run, usable_device
 from luthier.training.best_metric import check_metrics
 from luthier.training.continual.forgetting_report import TaskReport, write_report
@@ -31,6 +31,7 @@ from luthier.training.train_run import train
 log = get_logger()
 SCORES: Final = "scores.json"  # every task's metrics after one task, in that task's folder
 BASE: Final = "scores-before.json"  # the same before the first task, in the folder of the whole run
+Scores = list[dict[str, float]]  # the metrics of each task
 
 
 def train_tasks(tasks: Sequence[Task], folder: Path, objects: Objects, *, eval_base: bool = True,
@@ -39,21 +40,24 @@ def train_tasks(tasks: Sequence[Task], folder: Path, objects: Objects, *, eval_b
 
     Each task is a run in a folder of its own; the same command goes on where it was cut off, between tasks and within.
     """
-    validation = [_validation_rows(task, objects) for task in tasks]  # refuses what it can before a folder appears
-    before = _scores_before(tasks, folder, objects, validation) if eval_base else None
+    world = join_world(tasks[0].recipe.distributed, tasks[0].recipe.device)
+    validation = [validation_rows(task, objects) for task in tasks]  # refuses what it can before a folder appears
+    before = world.decide(lambda: _scores_before(tasks, folder, objects, validation)) if eval_base else None
     runs: list[Run] = []
+    after: list[Scores] = []
     for number, task in enumerate(tasks):
         carried = Path(tasks[number - 1].recipe.output_dir or "") / STATE if number else None
         place = TaskPlace(index=number, total=len(tasks), carried=carried)
         log.info("task", name=task.name, number=number + 1, of=len(tasks))
         runs.append(train(task.recipe, attrs.evolve(objects, task=place), allowed=allowed))
-        _scores_after(runs[-1], validation)
-    report = _reported(tasks, folder, runs, before)
-    write_report(report)
+        after.append(_scores_after(runs[-1], validation, world))
+    report = _reported(tasks, folder, runs, before, after)
+    if world.is_main:
+        write_report(report)
     return report
 
 
-def _validation_rows(task: Task, objects: Objects) -> Any:
+def validation_rows(task: Task, objects: Objects) -> Any:
     """Return the held-out rows of a task, before any task is trained.
 
     Raises `data-empty` where it has none, and what its parts, device and rows refuse.
@@ -69,7 +73,7 @@ def _validation_rows(task: Task, objects: Objects) -> Any:
     return rows
 
 
-def _scores_before(tasks: Sequence[Task], folder: Path, objects: Objects, validation: Sequence[Any]) -> list[Any]:
+def _scores_before(tasks: Sequence[Task], folder: Path, objects: Objects, validation: Sequence[Any]) -> Scores:
     path = folder / BASE
     if not path.is_file():
         assembled = assemble_run(tasks[0].recipe, objects)
@@ -80,18 +84,34 @@ def _scores_before(tasks: Sequence[Task], folder: Path, objects: Objects, valida
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, scores)
         setup.model.set_attn_implementation(setup.attention)
-    return json.loads(path.read_text("utf-8"))
+    return _read_scores(path)
 
 
-def _scores_after(run: Run, validation: Sequence[Any]) -> None:
+def _scores_after(run: Run, validation: Sequence[Any], world: World) -> Scores:
+    """Return every task's metrics after a run. Ranks that hold its model share the work; else rank 0 opens the run."""
     path = run.output_path / SCORES
-    if not path.is_file():
-        setup: Setup = run._trained()
-        write_json(path, [evaluate_rows(setup, rows) for rows in validation])
+
+    def write_scores() -> Scores:
+        write_json(path, [evaluate_rows(run._trained(), rows) for rows in validation])
+        return _read_scores(path)
+
+    if world.decide(path.is_file):
+        return world.decide(lambda: _read_scores(path))
+    if not run.is_live or run._trained().world.size == 1:
+        return world.decide(write_scores)
+    scores = [evaluate_rows(run._trained(), rows) for rows in validation]
+    if world.is_main:
+        write_json(path, scores)
+    return scores
 
 
-def _reported(tasks: Sequence[Task], folder: Path, runs: Sequence[Run], before: list[Any] | None) -> TaskReport:
-    after = [json.loads((run.output_path / SCORES).read_text("utf-8")) for run in runs]
+def _read_scores(path: Path) -> Scores:
+    scores: Scores = json.loads(path.read_text("utf-8"))
+    return scores
+
+
+def _reported(tasks: Sequence[Task], folder: Path, runs: Sequence[Run], before: Scores | None,
+              after: Sequence[Scores]) -> TaskReport:  # fmt: skip
     names = [name for name in after[0][0] if all(name in scores for row in after for scores in row)]
     adapter = resolve_parts(tasks[0].recipe).adapter.name
     return TaskReport(
