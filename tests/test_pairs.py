@@ -35,6 +35,7 @@ STAND = (
     "bnb.nf4",
     "bnb.adamw_8bit",
     "torchao.int4",
+    "torchao.float8",
     "torchao.adamw_4bit",
 )  # for the others of their families
 SAMPLE = 6  # of the default suite, whose time is short

@@ -67,7 +67,7 @@ def test_every_kind_has_the_common_checks_and_its_own():
         (LOSS, {"data": "preference"}, "counts_an_example_by_its_weight"),
         (PREFERENCE, {"data": "documents"}, "prefers_what_the_row_prefers"),
         (QUANTIZER, {"bits": None}, "is_smaller"),
-        (QUANTIZER, {"provides": {"trainable-weights"}}, "freezes_base_weights"),
+        (QUANTIZER, {"provides": {"dense-weights"}}, "freezes_base_weights"),
     ],
 )
 def test_the_record_decides_which_checks_hold(record, changes, check):

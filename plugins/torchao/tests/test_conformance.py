@@ -2,7 +2,7 @@
 
 import pytest
 from luthier.testing import conformance
-from luthier_torchao import TorchaoInt4, luthier_optimizers, luthier_quantizers
+from luthier_torchao import TorchaoFloat8, TorchaoInt4, luthier_optimizers, luthier_quantizers
 
 QUANTIZERS = {one.name: one for one in luthier_quantizers()}
 OPTIMIZERS = {one.name: one for one in luthier_optimizers()}
@@ -16,6 +16,15 @@ def test_the_quantizer_conforms(check):
 @pytest.mark.slow
 @conformance([QUANTIZERS["torchao.int8"]])
 def test_the_other_quantizer_conforms(check):
+    check()
+
+
+@pytest.mark.slow
+@conformance(
+    [QUANTIZERS["torchao.float8"]],
+    examples=[TorchaoFloat8(recipe_name="rowwise", emulate=True), TorchaoFloat8(recipe_name="rowwise_with_gw_hp")],
+)
+def test_the_quantizer_of_training_conforms(check):
     check()
 
 

@@ -193,6 +193,7 @@ QUANTIZERS = [
     broken(TERNARY, "CountsCalls", "resumes_exactly", "undisturbed"),
     broken(TERNARY, "ForgetsItsRate", "resumes_exactly", "undisturbed"),
     broken(TERNARY, "CutsGradients", "trains_its_weights", "no gradient reaches"),
+    broken(QUANTIZER, "Rows", "trains_its_weights", "no gradient reaches", provides={"dense-weights"}),
     broken(TERNARY, "LoadsNothing", "saves_what_it_trained", "off after"),
     broken(TERNARY, "PicklesItself", "saves_what_it_trained", "model.pt"),
     broken(TERNARY, "KeepsWhatIsWorse", "takes_back_what_is_worse", "made worse"),

@@ -1,4 +1,4 @@
-"""What luthier-torchao offers: base models in torchao's int8 and int4 and its optimizers, without importing torch."""
+"""What luthier-torchao offers, without importing torch: int8 and int4 bases, float8 training, and optimizers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import attrs
 from luthier import OptimizerRecord, QuantizerRecord, hookimpl, option
 
 __version__ = "0.1.0"
-__all__ = ["AdamW4bit", "AdamW8bit", "AdamWFp8", "TorchaoInt4", "TorchaoInt8", "luthier_optimizers",
+__all__ = ["AdamW4bit", "AdamW8bit", "AdamWFp8", "TorchaoFloat8", "TorchaoInt4", "TorchaoInt8", "luthier_optimizers",
            "luthier_quantizers"]  # fmt: skip
 SKIPPED = "Modules that stay exact, besides the output head, with all their parts: names, or whole parts of names."
 GROUPS = (32, 64, 128, 256)
@@ -31,6 +31,21 @@ class TorchaoInt4:
     )
     mapping: Literal["asymmetric", "symmetric"] = option(
         "asymmetric", help="Codes of a group span its values, or lie evenly around zero."
+    )
+    skip_modules: list[str] = option(factory=list, help=SKIPPED)
+
+
+@attrs.frozen(kw_only=True)
+class TorchaoFloat8:
+    """Options of the quantizer `torchao.float8`."""
+
+    recipe_name: Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"] = option(
+        "tensorwise",
+        help="The numbers that share a scale: a whole tensor, or a row; `_with_gw_hp` computes the gradient of weights "
+        "without rounding.",
+    )
+    emulate: bool = option(
+        False, help="Round to float8 but multiply in float32: for devices without such products; it gains no time."
     )
     skip_modules: list[str] = option(factory=list, help=SKIPPED)
 
@@ -59,6 +74,15 @@ def luthier_quantizers() -> Iterable[QuantizerRecord]:
     return [
         _quantizer("torchao.int8", TorchaoInt8, 8, 0.02, "The base's linear weights in torchao's int8, by rows."),
         _quantizer("torchao.int4", TorchaoInt4, 4, 0.2, "The base's linear weights in torchao's int4, by groups."),
+        QuantizerRecord(
+            name="torchao.float8",
+            summary="Training multiplies in torchao's float8; weights stay exact, and so does evaluation.",
+            options=TorchaoFloat8,
+            build="luthier_torchao.float8_quantizer:Float8Quantizer",
+            bits=32,
+            tolerance=0.06,
+            provides=("dense-weights", "quantized-base"),
+        ),
     ]
 
 

@@ -11,6 +11,8 @@ from luthier.testing.laws import Subject, not_run
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from luthier.plugins.records import Record
+
 SHAPE: Final[dict[str, Any]] = {"hidden_size": 128, "intermediate_size": 256}  # sizes that usual groups divide
 TOTAL: Final = 10  # steps of a schedule
 
@@ -73,6 +75,11 @@ class Quantized:
                 return self.model(input_ids=torch.arange(12)[None], use_cache=False).logits[0]
         finally:
             self.model.train(training)
+
+
+def lets_train(record: Record) -> bool:
+    """Return True if weights of the quantizer's layers may be trained: latent ones, or exact ones."""
+    return bool(getattr(record, "trains", False)) or "dense-weights" in record.provides
 
 
 def make_model(seed: int) -> Any:

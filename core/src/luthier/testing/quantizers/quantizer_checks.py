@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from luthier.plugins.contracts.values import Multipliers, Progress
 from luthier.plugins.records import Record
 from luthier.testing.laws import Subject, law
-from luthier.testing.quantizers.quantized_world import TOTAL, Quantized
+from luthier.testing.quantizers.quantized_world import TOTAL, Quantized, lets_train
 from luthier.testing.quantizers.quantizer_training import (  # noqa: F401 - checks of this kind
     follows_progress_alone,
     resumes_exactly,
@@ -48,7 +48,7 @@ def _is_stored_small(record: Record) -> bool:
 
 def _freezes(record: Record) -> bool:
     """Return True if no weight of a quantized layer is trained."""
-    return not _trains(record) and "trainable-weights" not in record.provides
+    return not lets_train(record)
 
 
 def _far(actual: Tensor, expected: Tensor) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from luthier.plugins.records import Record
 from luthier.testing.laws import Subject, law, not_run
-from luthier.testing.quantizers.quantized_world import TOTAL, Quantized
+from luthier.testing.quantizers.quantized_world import TOTAL, Quantized, lets_train
 from luthier.testing.strategies import drawn_seeds
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ def _trains(record: Record) -> bool:
 
 
 class Trained(Quantized):
-    """A quantized model trained by plain gradient descent: its latent weights, or else the weights left dense."""
+    """A quantized model trained by plain gradient descent: all weights, or else those that are left dense."""
 
     def __init__(self, subject: Subject, options: Any, seed: int = 0) -> None:
         super().__init__(subject, options, seed)
         own = {id(p) for layer in self.layers().values() for p in layer.parameters()}
         for parameter in self.model.parameters():
-            is_left = parameter.is_floating_point() and (self.part.trains or id(parameter) not in own)
+            is_left = parameter.is_floating_point() and (lets_train(subject.record) or id(parameter) not in own)
             parameter.requires_grad_(is_left)
         self.done = 0
 
@@ -109,13 +109,13 @@ def resumes_exactly(subject: Subject, options: Any, seed: int) -> None:
         assert resumed.parameters[name].equal(parameter), f"{name} differs from that of an undisturbed run"
 
 
-@law(FEW, when=_trains, seed=drawn_seeds())
+@law(FEW, when=lets_train, seed=drawn_seeds())
 def trains_its_weights(subject: Subject, options: Any, seed: int) -> None:
-    """Each quantized layer passes the loss's gradient to its latent weight, also at the end of a schedule."""
+    """Each layer whose weight may be trained passes it the loss's gradient, also at the end of a schedule."""
     world = Trained(subject, options, seed)
     for done in (0, TOTAL):
         world.done = done
-        before = {path: world.part.dequantize(layer).clone() for path, layer in world.layers().items()}
+        before = {path: world.part.dequantize(layer).clone() for path, layer in world.own_layers().items()}
         world.step()
         for path, layer in world.layers().items():
             gradients = [p.grad for p in layer.parameters() if p.numel() == before[path].numel() and p.grad is not None]
