@@ -69,7 +69,7 @@ SLOW_FORMS = (
     "test_the_command_trains_it_and_resumes_bit_for_bit_after_a_kill[dpo-True]",
     "test_a_recipe_takes_its_first_steps[orpo]",
     "test_a_recipe_takes_its_first_steps[qdora]",
-    "test_a_recipe_takes_its_first_steps[shaped_sft]",
+    "test_a_recipe_takes_its_first_steps[smoothing]",
     "test_a_recipe_takes_its_first_steps[reward]",
     "test_a_recipe_takes_its_first_steps[cl_tasks]",
     "test_a_recipe_takes_its_first_steps[sharegpt]",

@@ -1,4 +1,4 @@
-"""Shaped and unlearning losses train: what is to be forgotten becomes unlikely, and the rest does not."""
+"""Penalised and unlearning losses train: what is to be forgotten becomes unlikely, and the rest does not."""
 
 import json
 
@@ -33,12 +33,12 @@ def test_rows_to_forget_become_unlikely_and_the_others_likely(train, marked, los
 
 def test_a_pull_to_the_reference_keeps_the_model_near_it(train, data_file):
     runs = [
-        train(data=str(data_file), loss={"name": "anchored_sft", "kl_weight": weight}, max_steps=8, output_dir=None)
+        train(data=str(data_file), penalties=[{"name": "kl", "weight": weight}], max_steps=8, output_dir=None)
         for weight in (0.01, 10.0)
     ]
     loose, tight = (logged(run)[-1] for run in runs)
-    assert tight["kl"] < 0.5 * loose["kl"]
-    assert tight["nll"] > loose["nll"]
+    assert tight["penalty/kl"] / 10.0 < 0.5 * loose["penalty/kl"] / 0.01
+    assert tight["accuracy"] < loose["accuracy"]
 
 
 def test_a_row_that_does_not_say_whether_to_forget_is_refused(train, data_file):
@@ -48,7 +48,9 @@ def test_a_row_that_does_not_say_whether_to_forget_is_refused(train, data_file):
 
 def test_penalties_are_added_to_any_loss_and_shrink_the_weights(train, data_file):
     runs = [
-        train(data=str(data_file), loss="shaped_sft", max_steps=4, penalties=penalties, output_dir=None)
+        train(
+            data=str(data_file), loss={"name": "sft", "z_loss": 1e-9}, max_steps=4, penalties=penalties, output_dir=None
+        )
         for penalties in ([], ["l1", {"name": "l2", "weight": 1.0}])
     ]
     free, held = (sum(p.abs().sum() for g in run._setup.adapter.groups() for p in g.parameters) for run in runs)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from luthier import LossOutput
 from luthier.testing import expect_error
 
@@ -13,8 +14,30 @@ def logged(run):
     return [json.loads(line) for line in (run.output_path / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_sft_with_the_penalty_has_the_numbers_of_the_anchored_loss_however_the_batch_is_cut(train, tmp_path):
-    anchored = train(loss={"name": "anchored_sft", "kl_weight": 0.5}, max_steps=3, output_dir=tmp_path / "anchored")
+class Anchored:
+    """Cross-entropy and half of the divergence from the reference as one loss of its own."""
+
+    data = "tokens"
+    needs = ("reference",)
+
+    def terms(self, batch):
+        return {"anchored": float(batch.token_weights[batch.supervised].sum())}
+
+    def __call__(self, policy, batch):
+        costs = policy.map_logits(batch, self.measure, other=policy.reference()) * batch.token_weights[:, None]
+        nll, divergence = costs.sum(0)
+        metrics = {name: (value.detach(), self.terms(batch)["anchored"]) for name, value in
+                   (("nll", nll), ("kl", divergence))}  # fmt: skip
+        return LossOutput(sums={"anchored": nll + 0.5 * divergence}, metrics=metrics)
+
+    def measure(self, logits, labels, others):
+        own, other = logits.float().log_softmax(-1), others.float().log_softmax(-1)
+        divergence = torch.nn.functional.kl_div(other, own, log_target=True, reduction="none").sum(-1)
+        return torch.stack([-own.gather(-1, labels[:, None]).squeeze(-1), divergence], dim=-1)
+
+
+def test_sft_with_the_penalty_has_the_numbers_of_one_loss_of_both_however_the_batch_is_cut(train, tmp_path):
+    anchored = train(loss=Anchored(), max_steps=3, output_dir=tmp_path / "anchored")
     pulled = train(loss="sft", penalties=PULL, max_steps=3, max_tokens_per_device=40, output_dir=tmp_path / "pulled")
     assert pulled.loss_history == pytest.approx(anchored.loss_history, rel=1e-4)
     lines = logged(pulled)

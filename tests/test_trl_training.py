@@ -240,7 +240,7 @@ REFUSED = [
     ({"trainer": {"reward": "nothing"}}, "trainer.reward"),
     ({"lr_scheduler_type": "one_cycle"}, "lr_scheduler_type"),
     ({"precision": "fp16"}, "precision"),
-    ({"loss": "shaped_sft"}, "loss"),
+    ({"loss": {"name": "sft", "dft": True}}, "loss"),
     ({"reference": "base"}, "reference"),
     ({"reference": {"model": {"name_or_path": "demo"}}, "trainer": {"beta": 0.1}}, "reference"),
     ({"reference": "base", "adapter": "full", "trainer": {"beta": 0.1}}, "reference"),

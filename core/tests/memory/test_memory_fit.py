@@ -208,8 +208,8 @@ def test_auto_stays_what_it_was_when_the_run_goes_on_with_other_memory(train, tm
 
 
 def test_a_part_that_needs_weights_is_trained_with_a_word_about_it(train, tmp_path, machine):
+    from luthier.builtin import Sft
     from luthier.builtin.sft import SupervisedLoss
-    from luthier.plugins.records import NoOptions
 
     class Looking(SupervisedLoss):
         def __call__(self, policy, batch):
@@ -218,7 +218,7 @@ def test_a_part_that_needs_weights_is_trained_with_a_word_about_it(train, tmp_pa
             return super().__call__(policy, batch)
 
     machine(1 << 30)
-    run = train(loss=Looking(NoOptions()), max_tokens_per_device="auto", max_steps=1)
+    run = train(loss=Looking(Sft()), max_tokens_per_device="auto", max_steps=1)
     found = decided(tmp_path / "run")
     assert run.steps == 1
     assert found["value"] == 4096

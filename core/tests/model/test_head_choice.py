@@ -7,6 +7,7 @@ import inspect
 import pytest
 import torch
 import transformers
+from luthier.builtin import Sft
 from luthier.builtin.sft import SupervisedLoss
 from luthier.errors import LuthierError
 from luthier.model.attention import document_arguments, install_attention
@@ -15,7 +16,6 @@ from luthier.model.head.recognise_head import linear_head
 from luthier.model.head.tiles import Curve
 from luthier.model.policy import ModelPolicy
 from luthier.plugins.contracts.values import LossOutput
-from luthier.plugins.records import NoOptions
 from luthier.step.module import Step
 from luthier.testing.worlds import SHAPE, random_batch, tiny_model
 
@@ -94,7 +94,7 @@ class Dpo:
 
 class WeightedSft(SupervisedLoss):
     def __init__(self):
-        super().__init__(NoOptions())
+        super().__init__(Sft())
 
     def plain(self, logprobs, batch):
         return -(logprobs * batch.token_weights).sum()

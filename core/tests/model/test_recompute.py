@@ -6,6 +6,7 @@ from collections import Counter
 import luthier
 import pytest
 import torch
+from luthier.builtin import Sft
 from luthier.builtin.full import FullTuning
 from luthier.builtin.sft import SupervisedLoss
 from luthier.errors import LuthierError
@@ -52,7 +53,7 @@ def differentiated(architecture, method, mode, *, low=False, **changes):
     def computing():
         return torch.autocast("cpu", torch.bfloat16) if low else contextlib.nullcontext()
 
-    step, held = Step(model, adapter, SupervisedLoss(NoOptions()), computing=computing), {}
+    step, held = Step(model, adapter, SupervisedLoss(Sft()), computing=computing), {}
 
     def pack(tensor):
         if not isinstance(tensor, nn.Parameter):
@@ -284,7 +285,7 @@ def test_small_tensors_stay_where_they_are():
 def test_layer_inputs_go_to_the_host_and_come_back():
     def gradients(mode):
         model, adapter = adapted("llama", "full", **WIDE)
-        step = Step(model.cuda(), adapter, SupervisedLoss(NoOptions()))
+        step = Step(model.cuda(), adapter, SupervisedLoss(Sft()))
         with recompute.install_recompute(model, mode):
             sum(step(random_batch((900, 500)).to(torch.device("cuda"))).sums.values()).backward()
         return [p.grad for p in model.parameters()]

@@ -43,6 +43,8 @@ EXAMPLES = [
     ({"use_peft": True, "lora_r": 2, "max_seq_length": 64}, {"adapter": {"name": "lora", "r": 2}, "data": {"train": "rows.jsonl", "max_length": 64}}),
     ({"assistant_only_loss": True}, {}),
     ({"completion_only_loss": False}, {"data": {"train": "rows.jsonl", "train_on": "all"}}),
+    ({"label_smoothing_factor": 0.1}, {"loss": {"name": "sft", "label_smoothing": 0.1}}),
+    ({"use_dft_loss": True}, {"loss": {"name": "sft", "dft": True}}),
     # torchtune
     ({"epochs": 2, "optimizer": {"name": "sgd"}, "clip_grad_norm": 0.5, "dtype": "fp32"}, {"num_train_epochs": 2, "optimizer": "sgd", "max_grad_norm": 0.5}),
     # mini_trainer and training_hub

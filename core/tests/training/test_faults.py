@@ -12,9 +12,9 @@ import pytest
 import torch
 from child_process import in_child
 from luthier import disk
+from luthier.builtin import Sft
 from luthier.builtin.sft import SupervisedLoss
 from luthier.checkpoint import folder as checkpoint
-from luthier.plugins.records import NoOptions
 from luthier.runs.metrics_file import read_metrics as metrics
 from luthier.runs.run_folder import read_folder
 from luthier.runs.writing import save_requests as requests
@@ -65,7 +65,7 @@ class CutEvaluation(SupervisedLoss):
     """The usual loss; a signal comes while it scores micro-batch `at` of the run's evaluations."""
 
     def __init__(self, at):
-        super().__init__(NoOptions())
+        super().__init__(Sft())
         self.left = at
 
     def __call__(self, policy, batch):

@@ -6,13 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from luthier import LossOutput
+from luthier.builtin import Sft
+from luthier.builtin.sft import build_supervised_loss
 from luthier.plugins.completion import add_defaults
-from luthier.testing import expect_error
 from luthier.testing.drawn_units import DrawnUnit, lay_out_units, pack_examples
 from luthier.testing.policies import TablePolicy
 from luthier.testing.strategies import Document
-from luthier_objectives import AnchoredSft, Negated, Npo, ShapedSft
-from luthier_objectives.supervised import AnchoredLoss, ShapedLoss
+from luthier_objectives import Kl, Negated, Npo
+from luthier_objectives.token_penalties import KlPenalty
 from luthier_objectives.unlearning import NegatedLoss, NpoLoss
 
 few = settings(max_examples=15, deadline=None)
@@ -52,38 +54,38 @@ def expect(loss, batch, logits, formula):
     torch.testing.assert_close(found[1], table.grad, rtol=1e-9, atol=1e-12)
 
 
-@few
-@given(seed=seeds, scale=scales, share=st.sampled_from((0.0, 0.1, 0.9)), weight=st.sampled_from((0.0, 1e-3)))
-def test_smoothing_is_torchs_and_z_loss_the_square_of_the_denominator(seed, scale, share, weight):
-    def formula(rows, labels):
-        smooth = torch.nn.functional.cross_entropy(rows, labels, label_smoothing=share)
-        return smooth + weight * rows.exp().sum(-1).log().square().mean()
+class Pulled:
+    """The loss `sft` with the penalty `kl`, as a step adds them up."""
 
-    expect(ShapedLoss(ShapedSft(label_smoothing=share, z_loss=weight)), *drawn(seed, scale), formula)
+    data = "tokens"
 
+    def __init__(self, options, penalty):
+        self.loss, self.penalty = build_supervised_loss(options), KlPenalty(penalty)
 
-@few
-@given(seed=seeds, scale=scales)
-def test_dft_is_the_likelihood_weighted_by_itself(seed, scale):
-    def formula(rows, labels):
-        likelihood = rows.log_softmax(-1).gather(-1, labels[:, None])
-        return -(likelihood.detach().exp() * likelihood).mean()
+    def terms(self, batch):
+        weights = self.loss.terms(batch)
+        return {**weights, "penalty/kl": weights["sft"]}
 
-    expect(ShapedLoss(ShapedSft(dft=True)), *drawn(seed, scale), formula)
+    def __call__(self, policy, batch):
+        divergence = (self.penalty.measure_tokens(policy, batch) * batch.token_weights).sum()
+        return LossOutput(sums={**self.loss(policy, batch).sums, "penalty/kl": divergence})
 
 
 @few
-@given(seed=seeds, scale=scales, weight=st.sampled_from((0.1, 2.0)))
-def test_the_pull_to_the_reference_is_the_divergence_of_all_tokens(seed, scale, weight):
+@given(seed=seeds, scale=scales, weight=st.sampled_from((0.1, 2.0)), share=st.sampled_from((0.0, 0.2)),
+       divergence=st.sampled_from(("reverse_kl", "forward_kl")))  # fmt: skip
+def test_sft_with_the_penalty_is_cross_entropy_and_the_divergence_of_all_tokens(seed, scale, weight, share, divergence):
     batch, logits = drawn(seed, scale)
     sources = batch.previous[batch.supervised]
 
     def formula(rows, labels):
-        own, other = rows.softmax(-1), logits.roll(1, -1)[sources].softmax(-1)
-        divergence = (own * (rows.log_softmax(-1) - other.log())).sum(-1).mean()
-        return torch.nn.functional.cross_entropy(rows, labels) + weight * divergence
+        own, other = rows.log_softmax(-1), logits.roll(1, -1)[sources].log_softmax(-1)
+        target, guess = (own, other) if divergence == "reverse_kl" else (other, own)  # torch's order is the reverse
+        pull = torch.nn.functional.kl_div(guess, target, log_target=True, reduction="batchmean")
+        return torch.nn.functional.cross_entropy(rows, labels, label_smoothing=share) + weight * pull
 
-    expect(AnchoredLoss(AnchoredSft(kl_weight=weight)), batch, logits, formula)
+    pulled = Pulled(Sft(label_smoothing=share), Kl(weight=weight, divergence=divergence))
+    expect(pulled, batch, logits, formula)
 
 
 def parts(batch, rows, labels):
@@ -131,8 +133,3 @@ def test_npo_begins_at_its_constant_and_forgets_without_end():
 
     start = loss(Same(logits), batch).sums["forget"]
     assert float(start) == pytest.approx(2 / 0.5 * math.log(2))
-
-
-def test_smoothing_with_dft_is_refused():
-    with expect_error("recipe-conflict", "ShapedSft.label_smoothing"):
-        ShapedSft(dft=True, label_smoothing=0.1)

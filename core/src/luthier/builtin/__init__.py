@@ -20,6 +20,23 @@ from luthier.plugins.records import (
 
 
 @attrs.frozen(kw_only=True)
+class Sft:
+    label_smoothing: float = option(
+        0.0, help="Share of each label's probability that is spread evenly over all tokens.", low=0.0, high=0.99
+    )
+    z_loss: float = option(
+        0.0, help="Weight of the squared logarithm of the softmax's denominator.", low=0.0, high=10.0
+    )
+    dft: bool = option(False, help="Weight each token by the probability that the model gives it (DFT).")
+
+    def __attrs_post_init__(self) -> None:
+        if self.dft and self.label_smoothing:
+            problem = "dft weights a token by the probability of its label, and smoothing has no single label"
+            where, remedy = "Sft.label_smoothing", "Leave it at 0, or dft off."
+            raise LuthierError("recipe-conflict", problem, where=where, found=self.label_smoothing, remedy=remedy)
+
+
+@attrs.frozen(kw_only=True)
 class AdamW:
     betas: tuple[float, float] = option((0.9, 0.999), help="Decay of the two running averages.", low=0.0, high=0.999999)
     eps: float = option(1e-8, help="Added to the denominator.", low=0.0)
@@ -118,8 +135,9 @@ def luthier_losses() -> list[LossRecord]:
     return [
         LossRecord(
             name="sft",
-            summary="Next-token cross-entropy over the supervised tokens.",
-            build="luthier.builtin.sft:SupervisedLoss",
+            summary="Next-token cross-entropy over the supervised tokens, plain, smoothed, with a z-loss or as DFT.",
+            options=Sft,
+            build="luthier.builtin.sft:build_supervised_loss",
             perplexity=True,
             reference="luthier.builtin.sft:reference",
         )

@@ -124,7 +124,7 @@ class LossRecord(Record):
     - `data`: the kind of rows that it takes: "tokens", "preference", "unpaired" or "documents".
     - `columns`: `{name: type}`, columns of a row that it reads as `batch.columns[name]`: "bool", "int" or "float".
     - `documents`: `{name: column}`, further texts of a row that become documents of its unit.
-    - `perplexity`: True if the first term is in nats per token, so that its exponential is a perplexity.
+    - `perplexity`: True if the metric `nll`, or else the first term, is in nats per token: its exponential is reported.
     - `aligns`: True if it accepts a teacher or a reference with another vocabulary than the model's.
     - `least_batch`: the fewest units of a global batch from which it learns, because it compares them.
     - `reference`: `"module:attribute"` of a second, plainer implementation, with which the conformance kit compares the

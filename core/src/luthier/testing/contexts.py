@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from luthier.builtin import Sft
 from luthier.builtin.none import Unquantized
 from luthier.builtin.sft import SupervisedLoss
 from luthier.data.batches.batch import Batch, collate_examples
@@ -94,7 +95,7 @@ class Attached:
         self.context = context(self.model, seed=seed, quantizer=quantizer)
         self.part = subject.build(options)
         self.model = attach_adapter(self.part, self.model, self.context).train()
-        loss: Any = SupervisedLoss(NoOptions())  # without the protocol's defaults, which no step here uses
+        loss: Any = SupervisedLoss(Sft())  # without the protocol's defaults, which no step here uses
         self.step = Step(self.model, self.part, loss)
         if not resumed:
             self.part.begin_task(0, 1)

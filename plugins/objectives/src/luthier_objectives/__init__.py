@@ -1,53 +1,23 @@
-"""What luthier-objectives offers: shaped supervised losses and unlearning, described without importing torch."""
+"""What luthier-objectives offers: penalties and unlearning, described without importing torch."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import attrs
-from luthier import LossRecord, LuthierError, PenaltyRecord, hookimpl, option
+from luthier import LossRecord, PenaltyRecord, hookimpl, option
 
 __all__ = [
-    "AnchoredSft",
     "L1",
     "L2",
     "L2Start",
     "Kl",
     "Negated",
     "Npo",
-    "ShapedSft",
     "TernaryDistance",
     "luthier_losses",
     "luthier_penalties",
 ]
-
-
-@attrs.frozen(kw_only=True)
-class ShapedSft:
-    """Options of `shaped_sft`."""
-
-    label_smoothing: float = option(
-        0.0, help="Share of each label's probability that is spread evenly over all tokens.", low=0.0, high=0.99
-    )
-    z_loss: float = option(
-        0.0, help="Weight of the squared logarithm of the softmax's denominator.", low=0.0, high=10.0
-    )
-    dft: bool = option(False, help="Weight each token by the probability that the model gives it (DFT).")
-
-    def __attrs_post_init__(self) -> None:
-        if self.dft and self.label_smoothing:
-            problem = "dft weights a token by the probability of its label, and smoothing has no single label"
-            where, remedy = f"{type(self).__name__}.label_smoothing", "Leave it at 0, or dft off."
-            raise LuthierError("recipe-conflict", problem, where=where, found=self.label_smoothing, remedy=remedy)
-
-
-@attrs.frozen(kw_only=True)
-class AnchoredSft(ShapedSft):
-    """Options of `anchored_sft`."""
-
-    kl_weight: float = option(
-        0.1, help="Weight of KL(model || reference) at each supervised token.", low=1e-6, high=1e3
-    )
 
 
 @attrs.frozen(kw_only=True)
@@ -137,28 +107,6 @@ def _of_weights() -> list[PenaltyRecord]:
 
 @hookimpl
 def luthier_losses() -> list[LossRecord]:
-    return [*_supervised(), *_unlearning()]
-
-
-def _supervised() -> list[LossRecord]:
-    return [
-        LossRecord(
-            name="shaped_sft",
-            summary="Supervised fine-tuning with label smoothing, z-loss or tokens weighted by their probability.",
-            options=ShapedSft,
-            build="luthier_objectives.supervised:ShapedLoss",
-        ),
-        LossRecord(
-            name="anchored_sft",
-            summary="The loss shaped_sft plus a divergence from the reference.",
-            options=AnchoredSft,
-            build="luthier_objectives.supervised:AnchoredLoss",
-            needs="reference",
-        ),
-    ]
-
-
-def _unlearning() -> list[LossRecord]:
     return [
         LossRecord(
             name="npo",

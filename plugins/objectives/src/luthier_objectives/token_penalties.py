@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from luthier import Batch, Policy
 from torch import Tensor
 
 from luthier_objectives import Kl
-from luthier_objectives.supervised import kl_divergence, widen
 
 
 class KlPenalty:
@@ -22,3 +22,13 @@ class KlPenalty:
         """Return [C] from logits [C, V] of the policy and of the reference."""
         own, other = widen(logits).log_softmax(-1), widen(others).log_softmax(-1)
         return kl_divergence(own, other) if self.options.divergence == "reverse_kl" else kl_divergence(other, own)
+
+
+def kl_divergence(own: Tensor, other: Tensor) -> Tensor:
+    """Return KL(own || other), [C], of log-probabilities [C, V]."""
+    return (own.exp() * (own - other)).sum(-1)
+
+
+def widen(logits: Tensor) -> Tensor:
+    """Return the logits in float32 or better."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -202,6 +202,8 @@ READINGS: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
     **{name: _switch(name, {"adapter": "dora"}) for name in ("use_dora", "peft_use_dora")},
     **{name: _switch(name, {"adapter": "lora"}, {"adapter": "full"}) for name in ("use_peft", "lora")},
     "mode": lambda value: {"adapter": value},
+    "label_smoothing_factor": lambda value: {"loss.label_smoothing": value},
+    "use_dft_loss": _switch("use_dft_loss", {"loss.dft": True}),
     "osft": _switch("osft", {"adapter": "osft"}),
     "load_in_4bit": _switch("load_in_4bit", {"quantizer": "nf4"}),
     "load_in_8bit": _switch("load_in_8bit", {"quantizer": "int8"}),

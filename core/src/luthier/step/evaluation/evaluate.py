@@ -30,7 +30,8 @@ def evaluate_loss(
 ) -> dict[str, float]:
     """Return `eval_loss` and what else the loss measures, with the optimizer's evaluation weights.
 
-    `eval_perplexity` is that of the loss's main term (its first), where the loss declares that it is nats per token.
+    `eval_perplexity` is that of the metric `nll`, else of the loss's main term (its first), where the loss declares
+    that this is nats per token.
     Raises `Abandoned` on every rank before the next micro-batch once `leave` says so on one.
     """
     dataset = dataset if dataset is not None else setup.validation
@@ -49,7 +50,7 @@ def evaluate_loss(
     metrics = {"eval_loss": meter.loss, **{f"eval_{name}": value for name, value in meter.read().items()}}
     concluded = {f"eval_{name}": scores.value for name, scores in answers.items()}
     metrics |= {name: value for name, value in concluded.items() if not math.isnan(value)}
-    main = next((value for name, value in meter.terms().items() if name != ROUTER), None)
+    main = metrics.get("eval_nll", next((value for name, value in meter.terms().items() if name != ROUTER), None))
     if setup.has_perplexity and main is not None:
         metrics["eval_perplexity"] = math.exp(min(main, 700.0))
     return metrics

@@ -53,10 +53,11 @@ def _scores(terms: Sequence[Pairs], metrics: Sequence[Pairs], *, has_perplexity:
     names = list(dict.fromkeys(name for own in terms for name in own))
     rows = np.concatenate([_rows(terms, name) for name in names], 1)
     scores = {"loss": Scores(rows=rows, conclude=add_terms)}
+    measured = dict.fromkeys(name for own in metrics for name in own)
     main = next((name for name in names if name != ROUTER), None)
     if has_perplexity and main is not None:
-        scores["perplexity"] = Scores(rows=_rows(terms, main), conclude=exponentiate_mean)
-    measured = dict.fromkeys(name for own in metrics for name in own)
+        nats = _rows(metrics, "nll") if "nll" in measured else _rows(terms, main)
+        scores["perplexity"] = Scores(rows=nats, conclude=exponentiate_mean)
     return scores | {name: Scores(rows=_rows(metrics, name)) for name in measured}
 
 
