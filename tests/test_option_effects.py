@@ -101,6 +101,7 @@ SETTINGS = {
     "data.train.0.max_rows": (10, {}),
     "data.train.0.share": (0.5, {}),
     "data.train.0.repeat": (2, {}),
+    "data.train.0.weight": (2.0, {}),
     "distributed.strategy": ("fsdp", {}),
     "distributed.backend": ("nccl", {}),
 }  # fmt: skip

@@ -56,6 +56,7 @@ def draw_inspection(screen: Console, inspection: Inspection) -> None:
     for number, example in enumerate(inspection.examples, 1):
         count = f"{example.supervised_tokens} of {example.tokens} tokens supervised"
         count += f", {example.shared_tokens} saved by sharing the prompt" if example.shared_tokens else ""
+        count += f", weight {example.weight:g}" if example.weight != 1.0 else ""
         screen.print(Text.assemble((f"Example {number}", "bold underline"), f"  {example.where}  {count}"))
         screen.print(_example(example, coloured=screen.color_system is not None and not screen.no_color), end="\n\n")
     _draw_report(screen, "Training rows", inspection.report)
@@ -107,8 +108,15 @@ def _draw_report(screen: Console, title: str, report: Report) -> None:
 
 def _sources(report: Report) -> str:
     """Return each of several sources with the number of its rows that come in an epoch."""
-    lines = (f"{s['path']} {s['epoch_rows']:,} of {s['rows']:,} ({s['share']:.1%} of an epoch)" for s in report.sources)
+    lines = (
+        f"{s['path']} {s['epoch_rows']:,} of {s['rows']:,} ({s['share']:.1%} of an epoch{_weighed(s['weight'])})"
+        for s in report.sources
+    )
     return ", ".join(lines)
+
+
+def _weighed(weight: float) -> str:
+    return "" if weight == 1.0 else f", weight {weight:g}"
 
 
 def _histogram(bars: list[tuple[int, int, int]]) -> Table:

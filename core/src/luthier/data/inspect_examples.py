@@ -36,6 +36,7 @@ class Shown:
     where: str
     documents: tuple[ShownDocument, ...]
     columns: dict[str, bool | int | float]
+    weight: float = 1.0  # of its loss
     shared_tokens: int = 0
 
     @property
@@ -90,7 +91,8 @@ def _shown(example: TokenExample, tokenizer: Any) -> Shown:
         for number, span in enumerate(example.spans)
     )
     saved = int(count_saved([example])[0])
-    return Shown(where=example.where, documents=documents, columns=dict(example.columns), shared_tokens=saved)
+    return Shown(where=example.where, documents=documents, columns=dict(example.columns),
+                 weight=example.weight, shared_tokens=saved)  # fmt: skip
 
 
 def _document(name: str, ids: NDArray[np.int32], labels: NDArray[np.int32], tokenizer: Any) -> ShownDocument:

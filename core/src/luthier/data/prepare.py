@@ -171,12 +171,17 @@ def form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) -> 
         problem = f"blocks are made of {' and '.join(BLOCKED)} rows, but these are {form} rows"
         remedy = "Leave block_size out, or give documents."
         raise LuthierError("recipe-conflict", problem, where="data.block_size", remedy=remedy)
-    if data.block_size is not None and "weight" in mapped_columns(source):
+    is_weighted = source.weight != 1.0
+    if data.block_size is not None and (is_weighted or "weight" in mapped_columns(source)):
         problem, remedy = (
             "a block joins rows, so a row cannot have its own weight",
             "Leave weight or block_size out.",
         )
         raise LuthierError("recipe-conflict", problem, where="data.block_size", remedy=remedy)
+    if is_weighted and wanted.kind not in ("tokens", "any"):
+        problem, remedy = f"a loss of {wanted.kind} rows does not weigh its rows", "Leave weight out."
+        raise LuthierError("recipe-conflict", problem, where=f"{source.path}: weight", found=source.weight,
+                           remedy=remedy)  # fmt: skip
     return form
 
 

@@ -15,7 +15,7 @@ from luthier.data.formats.forms import Form
 from luthier.data.formats.read_rows import ReadRows
 from luthier.data.formats.remarks import warnings_of
 from luthier.data.report import Report
-from luthier.data.source_mix import mix_sources
+from luthier.data.source_mix import mix_sources, weigh_sources
 from luthier.data.tokenise.examples_of_rows import Made, Maker
 from luthier.data.tokenise.token_blocks import Blocks
 from luthier.data.tokenise.workers import Workers, count_processes, cut_chunks, working_processes
@@ -42,6 +42,7 @@ class Making:
         """
         report, faults = Report(format=read.name, rows=read.count), list(read.faults)
         documents = self._documents(read.forms, report, np.array(read.numbers, np.int64), faults)
+        documents = weigh_sources(documents, read.parts)
         if seed is not None and (len(read.parts) > 1 or any(part.source.repeat > 1 for part in read.parts)):
             documents, report.sources = mix_sources(documents, read.parts, seed)
         examples = self._blocks(documents)

@@ -1,15 +1,26 @@
-"""Mixing: the examples of an epoch, with each source's rows as often as its share or its repeats require."""
+"""Mixing: the examples of an epoch, with each source's rows as often and as heavy as the recipe says."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from luthier.data.examples import TokenDataset
 from luthier.data.source_shares import SourceRows, count_rows, is_mixed
+
+
+def weigh_sources(dataset: TokenDataset, parts: Sequence[SourceRows]) -> TokenDataset:
+    """Return the examples with their weights multiplied by those of their sources."""
+    if dataset.index is None or all(part.source.weight == 1.0 for part in parts):
+        return dataset
+    weights = dataset.weights.copy()
+    for part in parts:
+        weights[(dataset.index >= part.first) & (dataset.index < part.end)] *= part.source.weight
+    return attrs.evolve(dataset, weights=weights)
 
 
 def mix_sources(
@@ -25,9 +36,10 @@ def mix_sources(
     sources = [part.source for part in parts]
     wanted = count_rows(sources, [len(own) for own in rows])
     counted = [
-        {"path": s.path, "rows": len(own), "repeat": s.repeat, "epoch_rows": n, "share": n / max(sum(wanted), 1)}
+        {"path": s.path, "rows": len(own), "repeat": s.repeat, "weight": s.weight, "epoch_rows": n,
+         "share": n / max(sum(wanted), 1)}
         for s, own, n in zip(sources, rows, wanted, strict=True)
-    ]
+    ]  # fmt: skip
     if not is_mixed(sources):
         return dataset, counted
     times = np.zeros(max((part.end for part in parts), default=0) + 1, np.int64)

@@ -1,4 +1,4 @@
-"""Shares: how many rows of each source come in an epoch, if the recipe gives them shares or repeats them."""
+"""Shares: how many rows of each source come in an epoch, if the recipe gives them shares, repeats or weighs them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ class SourceRows:
 def is_mixed(sources: Sequence[Source]) -> bool:
     """Return True if a source comes with another number of rows than it has."""
     return any(source.share is not None or source.repeat != 1 for source in sources)
+
+
+def are_plain(sources: Sequence[Source]) -> bool:
+    """Return True if the rows of each source come once, and count as those of the others."""
+    return not is_mixed(sources) and all(source.weight == 1.0 for source in sources)
 
 
 def check_shares(sources: Sequence[Source]) -> None:

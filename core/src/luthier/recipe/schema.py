@@ -50,6 +50,9 @@ class Source:
         low=1e-6, high=1.0,
     )  # fmt: skip
     repeat: int = option(1, help="How often its rows come in an epoch.", low=1, high=10_000)
+    weight: float = option(
+        1.0, help="Multiplies the loss of its rows, and counts in the denominator.", low=1e-6, high=1e6
+    )
 
 
 @attrs.frozen(kw_only=True)

@@ -22,6 +22,7 @@ from luthier.data.formats.wanted import TOKENS, Wanted
 from luthier.data.read.content_hash import tokenizer_hash
 from luthier.data.read.row import Row
 from luthier.data.report import Report
+from luthier.data.source_mix import weigh_sources
 from luthier.data.stream.source_lines import FILE_ROWS, Line, Place, make_lines
 from luthier.data.stream.stream_units import Unit, fingerprint_units, source_units
 from luthier.data.tokenise.examples_of_rows import Made, Maker
@@ -96,8 +97,8 @@ class Stream:
         """Return how many rows of each source an epoch had, by the sources' numbers, and say it in the report."""
         total = sum(taken.values())
         self.report.sources = [
-            {"path": source.path, "repeat": source.repeat, "epoch_rows": taken.get(str(number), 0),
-             "share": taken.get(str(number), 0) / total}
+            {"path": source.path, "repeat": source.repeat, "weight": source.weight,
+             "epoch_rows": taken.get(str(number), 0), "share": taken.get(str(number), 0) / total}
             for number, source in enumerate(self.sources if total and len(self.sources) > 1 else ())
         ]  # fmt: skip
         return self.report.sources
@@ -121,7 +122,10 @@ class Stream:
     def checked(self, made: Made, part: Part) -> Made:
         """Return what was made of a part, checked. Its bad rows are an error, unless the recipe drops them."""
         numbers = np.array(part.read.numbers, np.int64)
-        made.examples = made.examples.renumbered(part.first + numbers)
+        weight = np.float32(self.units[part.first // FILE_ROWS][0].source.weight)
+        made.examples = attrs.evolve(
+            made.examples.renumbered(part.first + numbers), weights=made.examples.weights * weight
+        )
         own = [attrs.evolve(fault, number=int(numbers[fault.number])) for fault in made.faults]
         made.rows, made.faults = part.read.count, sorted([*part.read.faults, *own], key=lambda fault: fault.number)
         settle_faults(made.faults, made.rows, _unlimited(self.data))
@@ -213,7 +217,7 @@ def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: 
         sources=sources,
         lines=make_lines(sources, counts),
         fingerprint=fingerprint_units([unit for unit, _ in units], samples, **_ingredients(data, maker, wanted)),
-        sample=made.examples,
+        sample=weigh_sources(made.examples.renumbered(np.array(read.numbers, np.int64)), read.parts),
         report=_report(made, read, maker),
         wanted=wanted,
     )
@@ -228,7 +232,13 @@ def _ingredients(data: Data, maker: Maker, wanted: Wanted) -> dict[str, Any]:
     """Return everything besides the rows that decides the examples."""
     options = attrs.asdict(data, filter=lambda field, _: field.name not in WITHOUT)
     template = None if maker.template is None else maker.template.text
-    ingredients = {"options": options, "tokenizer": tokenizer_hash(maker.encoder.tokenizer), "template": template}
+    ingredients: dict[str, Any] = {
+        "options": options,
+        "tokenizer": tokenizer_hash(maker.encoder.tokenizer),
+        "template": template,
+    }
+    if not all(source.weight == 1.0 for source in data.train):
+        ingredients["weights"] = [source.weight for source in data.train]
     return ingredients if wanted == TOKENS else {**ingredients, "wanted": attrs.asdict(wanted)}
 
 

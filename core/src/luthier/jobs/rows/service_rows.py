@@ -13,7 +13,7 @@ from luthier.data.formats.forms import Completion, Conversation, Document, Instr
 from luthier.data.formats.recognise_form import SAMPLE, convert_row, recognise_format
 from luthier.data.read.columns import mapped_columns
 from luthier.data.read.sources import read_source
-from luthier.data.source_shares import is_mixed
+from luthier.data.source_shares import are_plain
 from luthier.errors import LuthierError
 from luthier.plugins.providing.job_records import ServiceRow
 from luthier.recipe.schema import Data, Source
@@ -56,8 +56,8 @@ def _held_rows(data: Data, seed: int) -> frozenset[int]:
 
 
 def _read_rows(data: Data, sources: list[Source], method_pairs: bool) -> Iterator[ServiceRow]:
-    if is_mixed(sources):
-        problem, remedy = "a service reads a file of rows as it is: no share and no repeat", "Leave them out."
+    if not are_plain(sources):
+        problem, remedy = "a service reads a file of rows as it is: no share, repeat or weight", "Leave them out."
         raise LuthierError("recipe-conflict", problem, where="data.train", remedy=remedy)
     for source in sources:
         rows = read_source(source, data.text_unit)

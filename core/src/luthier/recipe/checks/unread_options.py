@@ -95,7 +95,7 @@ def _all_sources(recipe: Settings) -> list[Source]:
 
 
 def _check_sources(recipe: Settings) -> None:
-    """Raise `recipe-conflict` if a file has a setting that only datasets of the hub have."""
+    """Raise `recipe-conflict` for a file with a setting of hub datasets, and for a weight without another source."""
     lists = {"data.train": recipe.data.train, "data.validation": recipe.data.validation}
     for where, sources in lists.items():
         for number, source in enumerate(sources if isinstance(sources, list) else ()):
@@ -105,6 +105,10 @@ def _check_sources(recipe: Settings) -> None:
                     problem = f"nothing reads it: {source.path} is a file, and only datasets of the hub have a {name}"
                     raise LuthierError("recipe-conflict", problem, where=f"{where}.{number}.{name}", found=value,
                                        remedy="Leave it out.")  # fmt: skip
+        if isinstance(sources, list) and len(sources) == 1 and sources[0].weight != 1.0:
+            problem = "it changes nothing: rows are weighed against those of other sources, and there are none"
+            raise LuthierError("recipe-conflict", problem, where=f"{where}.0.weight", found=sources[0].weight,
+                               remedy="Leave it out.")  # fmt: skip
 
 
 def _may_be_text(source: Source) -> bool:

@@ -32,6 +32,7 @@ OF_A_SOURCE: Final = (
     "max_rows",
     "share",
     "repeat",
+    "weight",
     "subset",
 )
 

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from luthier.data.source_shares import is_mixed
+from luthier.data.source_shares import are_plain
 from luthier.data.stream.source_rows import make_supplies
 from luthier.disk import sync_path
 from luthier.errors import LuthierError
@@ -24,8 +24,9 @@ def cut_rows(recipe: Recipe, num_runs: int, samples_per_run: int | None, folder:
     Columns are mapped already in what is written. Files that are there stay: the same seed cuts the same rows. Raises
     `data-empty` where the rows do not suffice.
     """
-    if is_mixed(recipe.data.train):
-        problem, remedy = "the rows of several runs are cut without overlap: no share and no repeat", "Leave them out."
+    if not are_plain(recipe.data.train):
+        problem = "the rows of several runs are cut without overlap: no share, repeat or weight"
+        remedy = "Leave them out."
         raise LuthierError("recipe-conflict", problem, where="data.train", remedy=remedy)
     rows = [row.whole.values for supply in _sources(recipe) for row in supply.rows]
     size = samples_per_run or len(rows) // num_runs

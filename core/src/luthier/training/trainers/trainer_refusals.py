@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
+from luthier.data.source_shares import are_plain
 from luthier.errors import LuthierError, suggest_nearest
 from luthier.hardware import devices
 from luthier.plugins.completion import has_default
@@ -53,6 +54,10 @@ def _check_settings(recipe: Recipe, resolved: Resolved, part: Part) -> None:
     """Raise `recipe-conflict` for a setting that is given, beside its default, and that this trainer does not read."""
     listed = getattr(part.record or part.local, "settings", ())
     _refuse_unknown(listed, part.name)
+    for place, sources in (("data.train", recipe.data.train), ("data.validation", recipe.data.validation)):
+        if isinstance(sources, list) and not are_plain(sources):
+            problem = f"trainer {part.name!r} reads the prompts of each source once: no share, repeat or weight"
+            raise LuthierError("recipe-conflict", problem, where=place, remedy="Leave them out.")
     read = {*READ, *listed}
     owners: tuple[tuple[str, type, Any, frozenset[str]], ...] = (
         ("", Settings, recipe, frozenset(name for name in read if "." not in name)),
