@@ -17,6 +17,9 @@ _HOMES = {
     "luthier.model.load": ("find_model_folder",),
     "luthier.model.offline_import": ("import_offline",),
     "luthier.model.weights.dense_layers": ("check_finite_weights", "choose_dense_layers", "replace_dense_layers"),
+    "luthier.model.weights.token_rows": (
+        *("EmbeddingRows", "TokenRows", "check_token_rows", "find_row_places", "place_token_rows"),
+    ),
     "luthier.model.generation.generate": ("Sampling",),
     "luthier.data.batches.batch": ("Batch",),
     "luthier.data.batches.unit": ("Passage", "Unit"),
@@ -127,6 +130,13 @@ if TYPE_CHECKING:
     from luthier.model.load import find_model_folder
     from luthier.model.offline_import import import_offline
     from luthier.model.weights.dense_layers import check_finite_weights, choose_dense_layers, replace_dense_layers
+    from luthier.model.weights.token_rows import (
+        EmbeddingRows,
+        TokenRows,
+        check_token_rows,
+        find_row_places,
+        place_token_rows,
+    )
     from luthier.plugins.contracts.policy_protocol import Policy
     from luthier.plugins.contracts.protocols import Adapter, Callback, Loss, Optimizer, Provider, Quantizer
     from luthier.plugins.contracts.run_view import RunView

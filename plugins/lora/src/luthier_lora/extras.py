@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
-from luthier import LuthierError
+from luthier import LuthierError, place_token_rows
 from torch import nn
 
 from luthier_lora.kept import BiasedModule, SavedModule, has_bias
 from luthier_lora.layers import Switch
 from luthier_lora.options import LowRank
 from luthier_lora.targets import Targets, unmatched
-from luthier_lora.token_rows import check_rows, stand_rows
+from luthier_lora.token_rows import check_rows
 
 
 @attrs.frozen(kw_only=True)
@@ -33,7 +33,7 @@ class Extras:
         for name in self.biased:
             model.set_submodule(name, BiasedModule(model.get_submodule(name), switch))
         if self.tokens:
-            stand_rows(model, list(self.tokens), switch)
+            place_token_rows(model, self.tokens, own_head=False, switch=switch)
 
 
 def find_extras(model: Any, options: LowRank, targets: Targets) -> Extras:

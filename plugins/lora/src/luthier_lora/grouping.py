@@ -9,7 +9,7 @@ from luthier import Group
 from torch import nn
 
 from luthier_lora.kept import SavedModule
-from luthier_lora.merging import wrappers
+from luthier_lora.merging import own_parameters, wrappers
 from luthier_lora.token_rows import NAME
 
 Role = Literal["hidden", "embedding", "head", "norm", "bias", "adapter"]
@@ -19,7 +19,7 @@ PLAIN: Final = ("lora_magnitude_vector", "lora_scale")  # parameters without wei
 def name_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return every trainable parameter by its path in the model, as PEFT's files name it."""
     named_wrappers = wrappers(model).items()
-    return {f"{path}.{name}": p for path, wrapper in named_wrappers for name, p in wrapper.own().items()}
+    return {f"{path}.{name}": p for path, wrapper in named_wrappers for name, p in own_parameters(wrapper).items()}
 
 
 def make_groups(model: Any, named: Mapping[str, nn.Parameter], ratio: float) -> list[Group]:

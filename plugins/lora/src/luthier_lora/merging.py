@@ -7,14 +7,14 @@ from collections import Counter
 from typing import Any
 
 import torch
-from luthier import Context, LuthierError
+from luthier import Context, LuthierError, TokenRows
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier_lora.experts import ParameterWrapper
 from luthier_lora.kept import BiasedModule, SavedModule
 from luthier_lora.layers import dense_weight, is_dense
-from luthier_lora.token_rows import TokenRows
+from luthier_lora.token_rows import name_rows
 from luthier_lora.wrappers import LoraLayer
 
 Update = LoraLayer | ParameterWrapper
@@ -24,6 +24,11 @@ Wrapper = Update | SavedModule | BiasedModule | TokenRows
 def wrappers(model: nn.Module) -> dict[str, Wrapper]:
     """Return every wrapper of a model by its path, outer before inner."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Wrapper)}
+
+
+def own_parameters(wrapper: Wrapper) -> dict[str, nn.Parameter]:
+    """Return the trainable parameters of a wrapper by their names in it, which are PEFT's."""
+    return name_rows(wrapper) if isinstance(wrapper, TokenRows) else wrapper.own()
 
 
 @torch.no_grad()
@@ -53,7 +58,7 @@ class _Plain:
 
     def check(self, name: str, wrapper: Wrapper) -> None:
         """Raise `artifact-unmergeable` if the merged weight would not compute what the wrapper does."""
-        for part, parameter in wrapper.own().items():
+        for part, parameter in own_parameters(wrapper).items():
             if not parameter.isfinite().all():
                 raise _unmergeable(f"{name}.{part}", "the adapter holds NaN or infinity", "Use an earlier checkpoint.")
         if not isinstance(wrapper, Update):
@@ -74,8 +79,8 @@ class _Plain:
             return self._whole(wrapper)
         layer: Any = wrapper.base_layer.requires_grad_(False)
         if isinstance(wrapper, TokenRows):
-            wrapper.fill()
-        if isinstance(wrapper, (BiasedModule, TokenRows)):
+            return wrapper.write_rows()
+        if isinstance(wrapper, BiasedModule):
             return layer
         weight, base_weight = wrapper.folded(), self._held(wrapper)
         if isinstance(wrapper, ParameterWrapper):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import attrs
 from luthier import AdapterRecord, hookimpl, option
 
-__all__ = ["BitFit", "Modules", "luthier_adapters"]
+__all__ = ["BitFit", "Modules", "luthier_adapters", "options_of"]
 
 
 @attrs.frozen(kw_only=True)
@@ -35,6 +37,13 @@ class Modules:
     token_ids: list[int] | None = option(
         None, help="Train only the rows of these tokens, in the input embedding and the head.", low=0
     )
+
+
+def options_of(folder: str | Path) -> Modules:
+    """Return the options with which rows of tokens in this folder, ours or PEFT's, can be attached and loaded."""
+    from luthier_selective.row_files import read_row_options
+
+    return read_row_options(Path(folder))
 
 
 @hookimpl

@@ -7,12 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from luthier import Adapter, Context, Group, LuthierError, get_logger
+from luthier import (
+    Adapter,
+    Context,
+    EmbeddingRows,
+    Group,
+    LuthierError,
+    TokenRows,
+    check_token_rows,
+    get_logger,
+    place_token_rows,
+)
 from torch import Tensor, nn
 
-from luthier_selective import BitFit, Modules, files
+from luthier_selective import BitFit, Modules, files, row_files
 from luthier_selective.choosing import choose_parameters, is_norm
-from luthier_selective.rows import EmbeddingRows, TokenRows, stand_in
 
 Role = Literal["hidden", "embedding", "head", "norm", "bias", "adapter"]
 
@@ -24,13 +33,15 @@ class SelectiveAdapter(Adapter):
         self.options = options
         self.token_ids = (options.token_ids or []) if isinstance(options, Modules) else []
         self.model: Any = None
+        self.rows: dict[str, TokenRows] = {}
 
     def attach(self, model: Any, context: Context) -> Any:
         """Unfreeze what the options name, and freeze the rest. Everything is checked before anything changes."""
         names = choose_parameters(model, self.options)
         self._refuse_both(model, names)
         if self.token_ids:
-            stand_in(model, self.token_ids, context.has_values)
+            check_token_rows(model, self.token_ids, where="token_ids", own_head=True)
+            self.rows = place_token_rows(model, self.token_ids, own_head=True)
         model.requires_grad_(False)
         chosen = {id(parameter) for parameter in self._places(model, names)}
         for parameter in model.parameters():
@@ -69,35 +80,53 @@ class SelectiveAdapter(Adapter):
         files.fill_tensors(self.state(), state, "adapter state", "checkpoint-corrupt")
 
     def save(self, folder: Path) -> None:
-        """Write the trained parameters alone, under their names in the model."""
-        files.save_tensors(Path(folder), self._describe(), self.state())
+        """Write what trains alone: rows of tokens as PEFT has them, other parameters by their names in the model."""
+        if self._has_peft_layout():
+            row_files.save_rows(Path(folder), self._base_name(), self.token_ids, self.rows)
+        else:
+            files.save_tensors(Path(folder), self._describe(), self.state())
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote. An error changes nothing."""
-        tensors = files.load_tensors(Path(folder), self._describe())
-        files.fill_tensors(self.state(), tensors, str(Path(folder) / files.WEIGHTS), "artifact-mismatch")
+        """Read what `save` wrote, or rows of tokens that PEFT wrote. An error changes nothing."""
+        if (Path(folder) / row_files.CONFIG).is_file():
+            row_files.load_rows(Path(folder), self.token_ids, self.rows if self._has_rows_alone() else {})
+        else:
+            tensors = files.load_tensors(Path(folder), self._describe())
+            files.fill_tensors(self.state(), tensors, str(Path(folder) / files.WEIGHTS), "artifact-mismatch")
 
     def merge(self, context: Context) -> Any:
-        """Return the plain model. Raises `artifact-unmergeable` for NaN, before any weight changes."""
+        """Return the plain model. Raises `artifact-unmergeable` for NaN, or if it is merged already."""
+        if self.model is None:
+            problem = "no adapter is attached, or it is merged already"
+            raise LuthierError("artifact-unmergeable", problem, remedy="Attach it to a fresh base model.")
         for name, parameter in self._named().items():
             if not parameter.isfinite().all():
                 raise LuthierError("artifact-unmergeable", "the adapter holds NaN or infinity", where=name)
         model, self.model = self.model, None
-        for path, module in list(model.named_modules()):
-            if isinstance(module, TokenRows):
-                model.set_submodule(path, module.plain())
+        for path, module in self.rows.items():
+            model.set_submodule(path, module.write_rows())
+        self.rows = {}
         return model.requires_grad_(False)
 
     def _describe(self) -> dict[str, Any]:
         method = "bitfit" if isinstance(self.options, BitFit) else "modules"
-        base = getattr(self.model.config, "_name_or_path", None) or None
-        return {"method": method, "token_ids": self.token_ids, "base_model_name_or_path": base}
+        return {"method": method, "token_ids": self.token_ids, "base_model_name_or_path": self._base_name()}
+
+    def _base_name(self) -> str | None:
+        return getattr(self.model.config, "_name_or_path", None) or None
+
+    def _has_rows_alone(self) -> bool:
+        return bool(self.rows) and all(name.endswith(".rows") for name in self._named())
+
+    def _has_peft_layout(self) -> bool:
+        """Return True if PEFT computes the same from the rows alone. Its head with rows of its own drops the bias."""
+        heads = [one for one in self.rows.values() if not isinstance(one, EmbeddingRows)]
+        return self._has_rows_alone() and all(getattr(head.base_layer, "bias", None) is None for head in heads)
 
     def _places(self, model: Any, names: list[str]) -> list[Tensor]:
         """Return the parameters of these names, also if an embedding was wrapped."""
         inner = {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}
-        rows = [module.rows for module in model.modules() if isinstance(module, TokenRows)]
-        return [*(inner[name] for name in names), *rows]
+        return [*(inner[name] for name in names), *(module.rows for module in self.rows.values())]
 
     def _refuse_both(self, model: Any, names: list[str]) -> None:
         """Raise `recipe-conflict` if a weight would train as a whole and by single rows."""

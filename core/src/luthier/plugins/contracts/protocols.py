@@ -57,7 +57,8 @@ class Adapter(Protocol):
         """Wrap layers in place, whether quantized or not, freeze all other weights, and return the model.
 
         It is called for every `Context.purpose`. Torch's generators are seeded before, so that the initial values are
-        the same each time.
+        the same each time. Where single rows of the embedding train, `luthier.place_token_rows` wraps it and the head
+        by modules of `luthier.TokenRows`; `luthier.check_token_rows` refuses what cannot be.
         """
 
     @abstractmethod
