@@ -205,7 +205,18 @@ CHANGES = {
     "lacks": lambda t: t.pop("model.layers.0.self_attn.q_proj.core"),
     "unknown": lambda t: t.update({"other.core": torch.zeros(2)}),
     "shape": lambda t: t.update({"model.layers.0.self_attn.q_proj.core": torch.zeros(2, 2)}),
-    "features": lambda t: t.update({"frozen.model.layers.0.self_attn.q_proj.out.basis": torch.zeros(5, 2)}),
+    "lacks tensors of": lambda t: t.pop("frozen.model.layers.0.self_attn.q_proj.in.basis"),
+    "keep 0 directions": lambda t: [
+        t.pop(n) for n in list(t) if n.startswith("frozen.model.layers.0.self_attn.q_proj")
+    ],
+    "has unknown tensors of": lambda t: t.update({"frozen.model.layers.0.self_attn.q_proj.in.more": torch.zeros(2)}),
+    "in.basis has shape [32, 1]": lambda t: t.update(
+        {n: t[n][:, :1].contiguous() for n in ["frozen.model.layers.0.self_attn.q_proj.in.basis"]}
+    ),
+    "keep 31 directions": lambda t: t.update(
+        {n: t[n][:, :1].contiguous() for n in ["frozen.model.layers.0.self_attn.q_proj.out.basis"]}
+    ),
+    "features": lambda t: t.update({"frozen.model.layers.0.self_attn.q_proj.out.basis": torch.zeros(5, 8)}),
 }
 
 

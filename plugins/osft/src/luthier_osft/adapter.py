@@ -137,6 +137,7 @@ class OsftAdapter:
         trained, frozen = files.load_adapter(Path(folder), self.options, self.layers)
         where = str(Path(folder) / files.WEIGHTS)
         files.check_frozen(self.layers, frozen, where, "artifact-mismatch")
+        self._check_trained(trained, where, "artifact-mismatch")  # before anything changes
         for name, layer in self.layers.items():
             layer.load_frozen(take_prefixed(frozen, f"{name}."))
         self._fill(trained, where, "artifact-mismatch")
@@ -189,11 +190,17 @@ class OsftAdapter:
         return {f"{n}.{key}": p for n, layer in self.layers.items() for key, p in layer.trained().items()}
 
     @torch.no_grad()
-    def _fill(self, given: Mapping[str, Any], where: str, code: str) -> None:
+    def _check_trained(self, given: Mapping[str, Any], where: str, code: str) -> dict[str, Tensor]:
+        """Return the trained tensors, to be filled from `given`, or raise `code` if they do not fit it."""
         constants = self.constants()
         parameters = {name: tensor for name, tensor in self.state().items() if name not in constants}
+        trained = {name: tensor for name, tensor in given.items() if not files.is_frozen(name, self.layers)}
+        files.check_tensors(parameters, trained, where, code)
+        return parameters
+
+    def _fill(self, given: Mapping[str, Any], where: str, code: str) -> None:
+        parameters = self._check_trained(given, where, code)
         frozen = {name: tensor for name, tensor in given.items() if files.is_frozen(name, self.layers)}
-        files.check_tensors(parameters, {n: t for n, t in given.items() if n not in frozen}, where, code)
         if frozen:
             self.load_constants(frozen)
         for name, tensor in parameters.items():

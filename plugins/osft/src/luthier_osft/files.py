@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from luthier_osft import Osft
+from luthier_osft.complement import complement_shapes
 from luthier_osft.layers import OsftLayer, take_prefixed
 
 CONFIG: Final = "osft.json"
@@ -61,6 +62,11 @@ def load_adapter(
             raise LuthierError("artifact-mismatch", problem, where=where, remedy=FITS)
     tensors = _read_tensors(folder / WEIGHTS)
     frozen = {n.removeprefix(FROZEN): tensor for n, tensor in tensors.items() if n.startswith(FROZEN)}
+    for name in layers:
+        held = count_preserved(take_prefixed(frozen, f"{name}."), layers[name])
+        if held != config["layers"][name]["preserved"]:
+            problem = f"the bases of {name} keep {held} directions, {CONFIG} says {config['layers'][name]['preserved']}"
+            raise LuthierError("artifact-mismatch", problem, where=str(folder / WEIGHTS), remedy="Copy the file again.")
     return {n: tensor for n, tensor in tensors.items() if not n.startswith(FROZEN)}, frozen
 
 
@@ -101,14 +107,46 @@ def check_frozen(layers: Mapping[str, OsftLayer], given: Mapping[str, Tensor], w
             if any(tensor.shape[0] != size for tensor in bases):
                 problem = f"{name} has {size} {side} features here, {bases[0].shape[0]} there"
                 raise LuthierError(code, problem, where=where, remedy=FITS)
-        lacking = {key for key in layer.frozen() if key.startswith("first_")} - own.keys()
-        if lacking:
-            raise LuthierError(code, f"it lacks tensors of {name}", where=where, found=min(lacking), remedy=FITS)
+        _check_own(name, _frozen_shapes(layer, own), own, where, code)
     known = tuple(f"{name}." for name in layers)
     unknown = sorted(name for name in given if not name.startswith(known))
     if unknown:
         raise LuthierError(code, "it has tensors of unknown layers", where=where, found=unknown[0], remedy=FITS)
     _check_finite(given, where, code)
+
+
+def count_preserved(own: Mapping[str, Tensor], layer: OsftLayer) -> int:
+    """Return the number of directions to which the bases of a layer in a file are orthogonal; 0 without bases."""
+    for side, size in (("out", layer.out_features), ("in", layer.in_features)):
+        basis, factor = own.get(f"{side}.basis"), own.get(f"{side}.factor")
+        if basis is not None and basis.dim() == 2:
+            return size - basis.shape[1]
+        if factor is not None and factor.dim() == 2:
+            return factor.shape[0]
+    return 0
+
+
+def _frozen_shapes(layer: OsftLayer, own: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each frozen tensor that a layer needs, if it preserves what the tensors of a file say."""
+    rank = count_preserved(own, layer)
+    sizes = {"out": layer.out_features, "in": layer.in_features}
+    sides = {f"{side}.{k}": s for side, size in sizes.items() for k, s in complement_shapes(size, rank).items()}
+    first = {key: tuple(tensor.shape) for key, tensor in layer.frozen().items() if key.startswith("first_")}
+    before = {"before": (layer.out_features, layer.in_features)} if "before" in own else {}
+    return {**sides, **first, **before}
+
+
+def _check_own(
+    name: str, shapes: Mapping[str, tuple[int, ...]], own: Mapping[str, Tensor], where: str, code: str
+) -> None:
+    """Raise `code` if a frozen tensor of the layer `name` is missing, unknown, or of another shape."""
+    for problem, keys in (("lacks", shapes.keys() - own.keys()), ("has unknown", own.keys() - shapes.keys())):
+        if keys:
+            raise LuthierError(code, f"it {problem} tensors of {name}", where=where, found=min(keys), remedy=FITS)
+    for key, shape in shapes.items():
+        if tuple(own[key].shape) != shape:
+            problem = f"{name}.{key} has shape {list(own[key].shape)}, the model's is {list(shape)}"
+            raise LuthierError(code, problem, where=where, remedy=FITS)
 
 
 def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str, code: str) -> None:

@@ -49,7 +49,7 @@ class TokenRows(nn.Module):
         """Write the rows into the weight, and return the module that was replaced."""
         weight = cast(Tensor, self.base_layer.weight)
         weight.index_copy_(0, cast(Tensor, self.ids), self.rows.to(weight.dtype))
-        return cast(nn.Module, self.base_layer)
+        return self.base_layer
 
 
 class EmbeddingRows(TokenRows):
