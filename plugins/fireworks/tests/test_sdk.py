@@ -197,7 +197,8 @@ REFUSED = [
     ({"adapter": "full"}, {}, ("adapter.name", "'full'")),
     ({"num_train_epochs": 1.5}, {}, ("num_train_epochs",)),
     ({}, {"early_stop": True}, ("provider.early_stop",)),
-    ({"loss": {"name": "sft", "label_smoothing": 0.1}}, {}, ("label_smoothing",)),
+    ({"loss": {"name": "sft", "label_smoothing": 0.1}}, {}, ("loss.label_smoothing",)),
+    ({"data.train_on": ["assistant", "tool"]}, {}, ("data.train_on",)),
 ]
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from luthier.data.cache import Entry, Sets
 from luthier.data.examples import TokenDataset
 from luthier.data.formats.bad_rows import Fault, check_policy, faults_error, settle_faults
+from luthier.data.formats.message_roles import named_roles
 from luthier.data.formats.read_rows import ReadRows
 from luthier.data.formats.recognise_form import FORMATS, first_rows, recognise_format
 from luthier.data.formats.remarks import remark_repeated
@@ -31,6 +32,7 @@ from luthier.data.tokenise.vocabulary import check_token_ids, stop_tokens
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Data, Source
 
+WITHOUT_ROLES: Final = ("text", "tokens", "preference", "unpaired", "documents")  # a comparison trains its answers
 BLOCKED: Final = ("text", "tokens")  # formats that can be cut into blocks
 __all__ = ["Prepared", "Report", "check_token_ids", "prepare_data"]
 
@@ -171,6 +173,10 @@ def form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) -> 
         problem = f"blocks are made of {' and '.join(BLOCKED)} rows, but these are {form} rows"
         remedy = "Leave block_size out, or give documents."
         raise LuthierError("recipe-conflict", problem, where="data.block_size", remedy=remedy)
+    if named_roles(data.train_on) and form in WITHOUT_ROLES:
+        problem = f"it names roles, and {form} rows have none that it could choose among"
+        remedy = "Set train_on: assistant, last or all."
+        raise LuthierError("recipe-conflict", problem, where="data.train_on", found=data.train_on, remedy=remedy)
     is_weighted = source.weight != 1.0
     if data.block_size is not None and (is_weighted or "weight" in mapped_columns(source)):
         problem, remedy = (

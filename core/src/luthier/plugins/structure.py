@@ -233,6 +233,8 @@ def _no_choice(value: object, members: tuple[Any, ...]) -> LuthierError | None:
     near = suggest_nearest(value, names)
     if lists and len(several) > 1:
         near = f"Write several as a list: [{', '.join(several)}]."
+    elif value in names:
+        near = f"Write it as a list: [{value}]."
     return LuthierError("recipe-wrong-type", f"expected {' | '.join(map(repr, names))}", found=value,
                         remedy=near if not near.startswith("Known") else None)  # fmt: skip
 

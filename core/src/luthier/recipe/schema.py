@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import attrs
 
+from luthier.errors import LuthierError
 from luthier.plugins.options import option
 
 Overlong = Literal["drop", "truncate", "split", "error"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
 @attrs.frozen(kw_only=True)
@@ -84,8 +86,9 @@ class Data:
     chat_template_kwargs: dict[str, Any] = option(
         factory=dict, help="Variables for the chat template, such as {enable_thinking: false}; a row's own come first."
     )
-    train_on: Literal["assistant", "last", "all"] = option(
-        "assistant", help="Supervise the assistant's tokens, those of the last answer alone, or all."
+    train_on: Literal["assistant", "last", "all"] | list[Role] = option(
+        "assistant",
+        help="Supervise the assistant's tokens, those of the last answer alone, all, or those of a list of roles.",
     )
     bad_rows: Literal["error", "drop"] = option(
         "error", help="Rows that are broken, empty, unsupervised or unprovable: an error that lists them, or drop them."
@@ -108,6 +111,16 @@ class Data:
         None, help="Processes that tokenise; none: chosen by the number of rows and free cores.", low=1
     )
     cache: bool = option(True, help="Keep tokenised rows on disk, found again by the hash of all that made them.")
+
+    def __attrs_post_init__(self) -> None:
+        """Put roles into one order. The assistant alone is the default."""
+        if isinstance(self.train_on, str):
+            return
+        if not self.train_on:
+            remedy = f"Name some of: {', '.join(get_args(Role))}."
+            raise LuthierError("recipe-missing", "no role is named", where="Data.train_on", found=[], remedy=remedy)
+        roles = [role for role in get_args(Role) if role in self.train_on]
+        object.__setattr__(self, "train_on", "assistant" if roles == ["assistant"] else roles)
 
 
 @attrs.frozen(kw_only=True)

@@ -13,6 +13,7 @@ from luthier.data.examples import TokenDataset, TokenExample, are_equal
 from luthier.data.formats.bad_rows import Fault
 from luthier.data.formats.beside import template_variables
 from luthier.data.formats.forms import Completion, Conversation, Document, Form, Instruction, Pair, Tokens
+from luthier.data.formats.message_roles import named_roles, supervise_roles
 from luthier.data.read.packed_rows import BLOCK
 from luthier.data.tokenise.chat_template import ChatTemplate, load_template
 from luthier.data.tokenise.encode import Encoder, check_text
@@ -118,12 +119,14 @@ class Maker:
 
     def _drafts(self, form: Form, made: Made) -> list[Draft]:
         """Return the documents of each unit that the form becomes; none for a row without anything to supervise."""
-        everything = self.data.train_on == "all"
+        everything, roles = self.data.train_on == "all", named_roles(self.data.train_on)
         further = {
             name: self.encoder.document(Document(text=text, where=form.where)) for name, text in form.texts.items()
         }
         if form.weight == 0:
             raise _unsupervised(form)
+        if roles:
+            form = supervise_roles(form, roles, has_template=self.template is not None)
         if isinstance(form, Tokens) and self.data.train_on == "last":
             form = form.last_alone()
         if isinstance(form, Tokens) and (form.answers or everything):

@@ -10,9 +10,10 @@ from typing import Any
 import attrs
 
 from luthier.data.formats.forms import Conversation
-from luthier.data.tokenise.answer_prompts import find_answer
 from luthier.data.tokenise.chat_template import PROBE, ChatTemplate
 from luthier.data.tokenise.rendered_parts import Part, last_answer
+from luthier.data.tokenise.spans.answer_prompts import find_answer
+from luthier.data.tokenise.spans.message_spans import find_message
 from luthier.data.tokenise.thoughts import CLOSE, OPEN, give_thought, split_thought
 from luthier.errors import LuthierError
 
@@ -35,12 +36,16 @@ class Rendered:
 
 @attrs.frozen(kw_only=True)
 class Turn:
-    """One answer: the text up to its end, its spans there, and where a stop token must be inserted, or None."""
+    """One answer: the text up to its end, its spans there, and where a stop token must be inserted, or None.
+
+    Of a message of another role, the text is the whole conversation.
+    """
 
     text: str
     spans: tuple[Span, ...]
     insert: int | None
     foreign: bool = False  # True if the text before it is not the prompt that generation gets
+    answers: bool = True  # False if the message is of another role than the assistant
 
 
 def render_conversation(form: Conversation, template: ChatTemplate, everything: bool = False) -> list[Rendered]:
@@ -83,9 +88,9 @@ def _rendered(form: Conversation, template: ChatTemplate, everything: bool) -> t
     if everything and template.closes:
         return [Rendered(text=whole, spans=(), everything=True, where=form.where)], []
     trained = [i for i, on in enumerate(form.trained) if on and (form.may_be_empty or _says(messages[i]))]
-    turns = [find_turn(messages, i, form.tools, template, whole) for i in trained]
+    turns = [_find_any(messages, i, form.tools, template, whole) for i in trained]
     own = [turn for turn in turns if whole.startswith(turn.text[: turn.spans[-1][1]])]
-    groups = [(whole, own)] if everything or len(own) == len(turns) else [(turn.text, [turn]) for turn in turns]
+    groups = [(whole, own)] if everything or len(own) == len(turns) else _part_turns(turns, whole)
     inside = ("special_tokens",) * any(template.has_special(message["content"]) for message in messages)
     foreign = [Part("prompt", i, "") for i, turn in zip(trained, turns, strict=True) if turn.foreign]
     made = []
@@ -93,6 +98,20 @@ def _rendered(form: Conversation, template: ChatTemplate, everything: bool) -> t
         text, spans = _with_spans(written, group, template)
         made.append(Rendered(text=text, spans=spans, everything=everything, where=form.where, remarks=inside))
     return made, foreign
+
+
+def _find_any(messages: list[dict[str, Any]], index: int, tools: Any, template: ChatTemplate, whole: str) -> Turn:
+    """Return a supervised message of any role in the text that it is trained in."""
+    if messages[index]["role"] == "assistant":
+        return find_turn(messages, index, tools, template, whole)
+    span = find_message(messages, index, tools, template, whole)
+    return Turn(text=whole, spans=(span,), insert=None, answers=False)
+
+
+def _part_turns(turns: list[Turn], whole: str) -> list[tuple[str, list[Turn]]]:
+    """Return a text for each answer, and the whole one for the messages of other roles, if there are any."""
+    others = [turn for turn in turns if not turn.answers]
+    return [*((turn.text, [turn]) for turn in turns if turn.answers), *([(whole, others)] if others else [])]
 
 
 def _says(message: dict[str, Any]) -> bool:
@@ -237,7 +256,7 @@ def _with_spans(text: str, turns: list[Turn], template: ChatTemplate) -> tuple[s
     stop = template.stop
     spans: list[Span] = []
     shift = 0
-    for turn in turns:
+    for turn in sorted(turns, key=lambda turn: turn.spans[0]):  # a template may write the system prompt later
         moved = [(start + shift, end + shift) for start, end in turn.spans]
         if turn.insert is not None:
             at = turn.insert + shift

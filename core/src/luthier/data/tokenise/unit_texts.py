@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import attrs
 
 from luthier.data.formats.beside import Beside
 from luthier.data.formats.conversations import make_conversation
 from luthier.data.formats.documents import alpaca_completion, alpaca_conversation, as_messages
 from luthier.data.formats.forms import Completion, Conversation, Document, Form, Instruction, Judged, Pair, Side, Texts
+from luthier.data.formats.message_roles import named_roles
 from luthier.data.read.row import broken_row
 from luthier.data.tokenise.chat_template import ChatTemplate
 from luthier.data.tokenise.encode import Encoder
@@ -23,7 +26,7 @@ class UnitTexts:
 
     encoder: Encoder
     template: ChatTemplate | None
-    train_on: str = "assistant"
+    train_on: str | Sequence[str] = "assistant"
 
     @property
     def everything(self) -> bool:
@@ -55,7 +58,7 @@ class UnitTexts:
     def _conversation(self, form: Conversation) -> list[Rendered]:
         """Return the texts of a conversation, separate for each weight of its answers."""
         template = self._template(form)
-        _check_flags(form, self.everything)
+        _check_flags(form, self.everything, named_roles(self.train_on) or {"assistant"})
         if self.train_on == "last":
             form = form.last_alone()
         parts = form.by_weight()
@@ -102,12 +105,13 @@ class UnitTexts:
         raise LuthierError("template-missing", problem, where=form.where)
 
 
-def _check_flags(form: Conversation, everything: bool) -> None:
+def _check_flags(form: Conversation, everything: bool, roles: Collection[str]) -> None:
     """Raise `data-row` if a message's flag asks for something that the recipe's `train_on` cannot do."""
     for i, (message, flag) in enumerate(zip(form.messages, form.flags, strict=False)):
         where = f"{form.where}: message {i + 1}"
         if everything and flag not in (None, 1.0):
             raise broken_row("train_on: all supervises every token, but the message's flag says otherwise", flag, where)
-        if not everything and flag and message["role"] != "assistant":
-            problem = f"a message of the {message['role']} is flagged to be supervised, but only the assistant's can be"
+        if not everything and flag and message["role"] not in roles:
+            whose = " and ".join(f"the {role}'s" for role in sorted(roles))
+            problem = f"a message of the {message['role']} is flagged to be supervised, but only {whose} can be"
             raise broken_row(problem, flag, where)

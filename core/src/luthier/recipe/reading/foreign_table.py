@@ -58,7 +58,7 @@ REASONS: Final[dict[str, str]] = {
     "default_system_message dataset_text_field is_file",
     "roles and texts of a conversation are recognised under their usual names": "message_property_mappings roles "
     "message_field_role message_field_content drop_system_message",
-    "an answer is trained with its stop token; `data.train_on` says which answers": "roles_to_train train_on_eos "
+    "an answer is trained with its stop token; `data.train_on` says whose messages are": "roles_to_train train_on_eos "
     "train_on_eot eot_tokens",
     "only text is trained": "image_max_pixels video_max_pixels video_fps video_maxlen freeze_vision_tower "
     "freeze_multi_modal_projector freeze_language_model freeze_mm_modules",

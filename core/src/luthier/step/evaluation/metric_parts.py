@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from luthier.data.formats.message_roles import named_roles
 from luthier.errors import LuthierError
 from luthier.plugins.contracts.metric_names import check_metric_names
 from luthier.plugins.contracts.values import LossOutput, TokenStatistics
@@ -23,6 +24,11 @@ def settle_evaluation(setup: Setup, resolved: Resolved) -> None:
     """Set what an evaluation reports besides the loss: the perplexity, where its record says so, and metric parts."""
     setup.has_perplexity = bool(getattr(resolved.loss.record or resolved.loss.local, "perplexity", False))
     setup.metrics = build_metrics(resolved, sharded=setup.spread.strategy == "fsdp")
+    over_answers = [name for name, metric in setup.metrics.items() if metric.record.over == "answers"]
+    if over_answers and named_roles(setup.recipe.data.train_on):
+        problem = "a metric over answers compares with what is supervised, and train_on names other roles"
+        remedy = "Leave the metric out, or set data.train_on: assistant."
+        raise LuthierError("recipe-conflict", problem, where="metrics", found=over_answers[0], remedy=remedy)
 
 
 def build_metrics(resolved: Resolved, *, sharded: bool = False) -> dict[str, BuiltMetric]:

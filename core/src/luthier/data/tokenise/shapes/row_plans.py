@@ -150,7 +150,9 @@ def make_plan(form: Conversation, contents: list[str], template: TracedTemplate)
 def _span(
     index: int, roles: list[str], whole: tuple[Piece, ...], trace: Trace, template: TracedTemplate
 ) -> tuple[Place, Place] | None:
-    """Return where the span of an answer begins and ends; None unless that is so for every content."""
+    """Return where the span of a message begins and ends; None unless that is so for every content."""
+    if roles[index] != "assistant":
+        return _said(index, whole, template)
     if not index:
         return None
     prompt = template.trace(roles[:index], trace, prompt=True)
@@ -164,6 +166,16 @@ def _span(
     if [slot.index for slot in answer] != [index] or _end_of((*text[:-1], last[: stop[1]]), whole) is None:
         return None
     return start, stop
+
+
+def _said(index: int, whole: tuple[Piece, ...], template: TracedTemplate) -> tuple[Place, Place] | None:
+    """Return where a message of another role begins, and where it or the stop token right after it ends."""
+    places = [place for place, piece in enumerate(whole) if isinstance(piece, Slot) and piece.index == index]
+    if len(places) != 1:
+        return None
+    after = whole[places[0] + 1] if places[0] + 1 < len(whole) else ""
+    ended = isinstance(after, str) and after.startswith(template.closing)
+    return (places[0], 0), (places[0] + 1, len(template.closing) if ended else 0)
 
 
 def _end_of(begin: tuple[Piece, ...], text: tuple[Piece, ...]) -> Place | None:

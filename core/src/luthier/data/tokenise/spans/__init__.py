@@ -1,0 +1,1 @@
+"""Places of supervised texts in what a chat template writes."""
