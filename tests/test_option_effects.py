@@ -78,6 +78,7 @@ SETTINGS = {
     "model.revision": ("abc", {}),
     "model.tokenizer": ("demo", {}),
     "model.dtype": ("bfloat16", {}),
+    "model.dropout": (0.5, {}),
     "data.validation": (0.25, {}),
     "data.format": ("text", {}),
     "data.text_unit": ("line", {}),

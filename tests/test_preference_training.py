@@ -13,6 +13,7 @@ import torch
 import transformers
 from luthier.runs.writing.active_run import Interrupted
 from luthier.testing import expect_error
+from luthier.testing.worlds import save_tiny_model
 
 from tests.preference_proof import distinct_pairs, divide
 
@@ -72,6 +73,34 @@ def test_dpo_begins_at_the_logarithm_of_two_without_a_margin(prefer):
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
     assert first["rewards/accuracies"] <= 0.5
+
+
+@pytest.fixture(scope="module")
+def leaking(tmp_path_factory):
+    """A GPT-2 whose config asks for dropout."""
+    drops = {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}
+    return str(save_tiny_model(tmp_path_factory.mktemp("leaking") / "model", "gpt2", **drops))
+
+
+@every_loss
+def test_nothing_is_dropped_in_a_preference_loss_unless_the_recipe_asks(prefer, leaking, tmp_path, name):
+    def losses(folder, model, adapter):
+        return prefer(name, model=model, adapter=adapter, output_dir=tmp_path / folder).loss_history
+
+    quiet = losses("quiet", {"name_or_path": leaking, "dropout": 0.0}, {"name": "lora", "lora_dropout": 0.0})
+    assert losses("unasked", leaking, "lora") == quiet
+    assert losses("adapter's", leaking, {"name": "lora", "lora_dropout": 0.3}) != quiet
+    assert losses("model's", {"name_or_path": leaking, "dropout": 0.3}, "lora") != quiet
+
+
+def test_sft_drops_what_model_and_adapter_drop_by_default(train, leaking, tmp_path):
+    def losses(folder, model, adapter):
+        return train(model=model, adapter=adapter, max_steps=2, output_dir=tmp_path / folder).loss_history
+
+    usual = losses("usual", leaking, "lora")
+    assert usual == losses("said", {"name_or_path": leaking, "dropout": 0.3}, {"name": "lora", "lora_dropout": 0.05})
+    assert usual != losses("still", {"name_or_path": leaking, "dropout": 0.0}, "lora")
+    assert usual != losses("whole", leaking, {"name": "lora", "lora_dropout": 0.0})
 
 
 @every_loss

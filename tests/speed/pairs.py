@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.speed.sides import Side, median
 from tests.speed.table import Row
-from tests.speed.work import SIZES, has_bf16
+from tests.speed.work import PAIRS, SIZES, has_bf16
 from tests.speed.worker import Gate
 
 WARM = 2  # turns that are not measured: compilation, caches
@@ -23,6 +23,7 @@ def pair_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer", choices=("trl",), default="trl")
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[8192])
     parser.add_argument("--size", choices=SIZES, default="24m", help="parameters without the embeddings")
+    parser.add_argument("--pairs", choices=PAIRS, default="pandalm", help="whose rows, in the folder LUTHIER_DATA")
     parser.add_argument("--batch", type=int, default=8, help="pairs of one step")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--max-tokens", type=int, default=4096, help="our tokens of one micro-batch")
@@ -32,7 +33,7 @@ def pair_options(parser: argparse.ArgumentParser) -> None:
 def compare_pairs(kind: str, arguments: argparse.Namespace, settings: list[dict[str, Any]]) -> Iterator[Row]:
     """Compare pairs a second and memory with the fastest of the peer's settings, and the losses of the last step."""
     for vocabulary in arguments.vocabulary:
-        work = {name: getattr(arguments, name) for name in ("size", "batch", "device", "max_tokens")}
+        work = {name: getattr(arguments, name) for name in ("size", "batch", "device", "max_tokens", "pairs")}
         work |= {"vocabulary": vocabulary, "kind": kind, "steps": WARM + (arguments.rounds or ROUNDS)}
         best = settings[_fastest(work, settings, arguments) if arguments.setting is None else arguments.setting]
         sides = [
@@ -44,7 +45,7 @@ def compare_pairs(kind: str, arguments: argparse.Namespace, settings: list[dict[
         ours, peer = (_numbers(side, work["batch"], arguments.clock) for side in sides)
         about = {"setting": best, "loss": ours["loss"], "threads": arguments.threads, "clock": arguments.clock}
         difference = ours["loss"] - peer["loss"]
-        case = f"{kind} lora {arguments.size} vocabulary {vocabulary}"
+        case = f"{kind} lora {arguments.size} {arguments.pairs} vocabulary {vocabulary}"
         yield Row.rate(case, ours["rate"], peer["rate"], "pairs/s", loss_difference=difference, more=about)
         yield Row.cost(
             f"{case} memory", ours["memory"], peer["memory"], "MiB above the model", loss_difference=difference
@@ -79,7 +80,7 @@ def _material(work: dict[str, Any]) -> tuple[Any, Any, list[dict[str, str]]]:
     tokens.chat_template = (
         None  # with one, texts that answer a prompt are a chat of ours, and as they stand for the peer
     )
-    return model, tokens, list(pair_rows((work["steps"] + 1) * work["batch"]))
+    return model, tokens, list(pair_rows((work["steps"] + 1) * work["batch"], work["pairs"]))
 
 
 def ours(gate: Gate, work: dict[str, Any]) -> None:

@@ -7,8 +7,9 @@ import gzip
 import json
 import os
 import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -76,18 +77,38 @@ def _synthetic(count: int) -> tuple[dict[str, list[int]], ...]:
     return tuple(made)
 
 
-def pair_rows(count: int) -> tuple[dict[str, str], ...]:
-    """{prompt, chosen, rejected}: PandaLM's pairs that people judged alike, or random words in lengths like theirs."""
-    file = Path(os.environ.get("LUTHIER_DATA", "")) / "pandalm" / "derived_pairs.jsonl"
+def pair_rows(count: int, source: str = "pandalm") -> tuple[dict[str, str], ...]:
+    """{prompt, chosen, rejected} of a source in PAIRS; without its file random words in lengths like PandaLM's."""
+    name, read = PAIRS[source]
+    file = Path(os.environ.get("LUTHIER_DATA", "")) / name
     if not (os.environ.get("LUTHIER_DATA") and file.is_file()):
         return _synthetic_pairs(count)
-    made = []
+    made = [{**row, "prompt": row["prompt"] + "\n"} for row in read(file) if row["chosen"] != row["rejected"]]
+    return tuple(row for row in made if all(row.values()))[:count]
+
+
+def _judged_alike(file: Path) -> Iterator[dict[str, str]]:
+    """Yield PandaLM's pairs that people judged alike: short prompts, and answers of 65 tokens in the middle."""
     for line in file.read_text("utf-8").splitlines():
         row = json.loads(line)
-        told = {name: str(row[name]).strip() for name in ("prompt", "chosen", "rejected")}
-        if told["chosen"] != told["rejected"] and all(told.values()):
-            made.append({**told, "prompt": told["prompt"] + "\n"})
-    return tuple(made[:count])
+        yield {name: str(row[name]).strip() for name in ("prompt", "chosen", "rejected")}
+
+
+def _long_thoughts(file: Path) -> Iterator[dict[str, str]]:
+    """Yield the pairs of conversations, answers with long thoughts, that fit into 2,048 tokens."""
+    tokens = tokenizer()
+    for line in gzip.open(file, "rt", encoding="utf-8"):
+        row = json.loads(line)
+        prompt, chosen = (message["content"].strip() for message in row["chosen"]["messages"])
+        rejected = row["rejected"]["messages"][-1]["content"].strip()
+        if max(len(tokens(f"{prompt}\n{answer}")["input_ids"]) for answer in (chosen, rejected)) < 2048:
+            yield {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+PAIRS: Final[Mapping[str, tuple[str, Callable[[Path], Iterator[dict[str, str]]]]]] = {
+    "pandalm": ("pandalm/derived_pairs.jsonl", _judged_alike),
+    "fireworks_orpo_ifeval": ("fireworks_orpo_ifeval/orpo_ifeval.jsonl.gz", _long_thoughts),
+}
 
 
 def _synthetic_pairs(count: int) -> tuple[dict[str, str], ...]:

@@ -1,13 +1,17 @@
 """Attaching: what is taken, what trains, and that nothing else changes."""
 
+import json
 import subprocess
 import sys
 
+import attrs
 import pytest
 import torch
 from luthier import Group
+from luthier.testing.contexts import context
 from luthier.testing.worlds import ARCHITECTURES, tiny_model
-from luthier_lora import Dora, Lora
+from luthier_lora import AdaLora, Dora, Lora
+from luthier_lora.adalora import AdaLoraAdapter
 from luthier_lora.adapter import LoraAdapter
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -48,9 +52,23 @@ model(torch.ones(1, 3, dtype=torch.int64)); print("peft" in sys.modules)
 
 def test_defaults_are_the_documented_ones():
     options = Lora()
-    assert (options.r, options.lora_alpha, options.lora_dropout) == (8, 16, 0.05)
+    assert (options.r, options.lora_alpha, options.lora_dropout) == (8, 16, None)
     assert options.target_modules is None
     assert not options.use_rslora
+
+
+@pytest.mark.parametrize("cls", [Lora, Dora, AdaLora])
+@pytest.mark.parametrize(("given", "dropout", "expected"),
+                         [(None, True, 0.05), (None, False, 0.0), (0.3, False, 0.3), (0.0, True, 0.0)])  # fmt: skip
+def test_dropout_is_the_usual_one_unless_the_loss_wants_none_or_the_options_say(
+    tmp_path, cls, given, dropout, expected
+):
+    model = tiny_model()
+    adapter = (AdaLoraAdapter if cls is AdaLora else LoraAdapter)(cls(lora_dropout=given))
+    model = adapter.attach(model, attrs.evolve(context(model), dropout=dropout))
+    assert {m.lora_dropout.p for m in model.modules() if hasattr(m, "lora_dropout")} == {expected}
+    adapter.save(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_dropout"] == expected
 
 
 @ALL

@@ -137,9 +137,9 @@ def test_nothing_to_train_is_an_error(refused):
 
 
 def test_parameters_with_dropout_are_refused_before_any_model_is_touched(refused):
-    error = refused(LoraAdapter, Lora(target_parameters=["experts.down_proj"]))
+    error = refused(LoraAdapter, Lora(target_parameters=["experts.down_proj"], lora_dropout=0.05))
     assert error.code == "recipe-conflict"
-    assert "lora_dropout: 0" in str(error)
+    assert "lora_dropout" in str(error)
 
 
 def test_weight_named_as_layer_and_as_parameter_is_refused(refused):

@@ -127,6 +127,8 @@ class LossRecord(Record):
     - `perplexity`: True if the metric `nll`, or else the first term, is in nats per token: its exponential is reported.
     - `aligns`: True if it accepts a teacher or a reference with another vocabulary than the model's.
     - `least_batch`: the fewest units of a global batch from which it learns, because it compares them.
+    - `dropout`: False if it compares log-probabilities, which dropout would blur. Model and adapter then train without
+      dropout, unless the recipe asks for a rate.
     - `reference`: `"module:attribute"` of a second, plainer implementation, with which the conformance kit compares the
       loss: `attribute(options, policy, batch) -> {name: sum}`. None: there is none.
     """
@@ -139,6 +141,7 @@ class LossRecord(Record):
     perplexity: bool = False
     aligns: bool = False
     least_batch: int = 1
+    dropout: bool = True
 
 
 @attrs.frozen(kw_only=True)

@@ -23,6 +23,12 @@ class Model:
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = option(
         "float32", help="The dtype that the weights are loaded in; auto: the checkpoint's own."
     )
+    dropout: float | None = option(
+        None,
+        help="The rate of every dropout that the model has; none: its own rates, or 0 with a loss such as dpo.",
+        low=0.0,
+        high=0.99,
+    )
 
 
 @attrs.frozen(kw_only=True)

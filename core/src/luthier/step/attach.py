@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Final
 
 import attrs
@@ -20,6 +20,7 @@ from luthier.distributed.wrap import wrap_step
 from luthier.errors import LuthierError
 from luthier.model import attention, load, recompute
 from luthier.model import self_check as probe
+from luthier.model.dropout import check_dropout, dropping
 from luthier.model.operations.kernel_choice import operate_as_chosen
 from luthier.model.recurrent import separation_reason
 from luthier.model.weights.dense_files import Files
@@ -71,6 +72,7 @@ def attach_parts(attachment: Attachment) -> Setup:
     at.
     """
     with ExitStack() as undo:
+        undo.enter_context(_wanted_dropout(attachment))
         setup = _attached(attachment, undo)
         undo.push(setup.undo)  # undone if a companion cannot be loaded
         attachment.parts.company.join(setup, attachment.purpose)
@@ -78,6 +80,15 @@ def attach_parts(attachment: Attachment) -> Setup:
             setup.constant_owners |= keep_start(setup.adapter, setup.penalties)
         undo.pop_all()
     return setup
+
+
+def _wanted_dropout(attachment: Attachment) -> AbstractContextManager[None]:
+    """Return the context in which the model has the dropout that the recipe, or else the loss, wants."""
+    if attachment.purpose == "open":
+        return nullcontext()
+    asked = attachment.recipe.model.dropout
+    check_dropout(attachment.model, asked)
+    return dropping(attachment.model, 0.0 if asked is None and not attachment.parts.dropout else asked)
 
 
 def _attached(attachment: Attachment, undo: ExitStack) -> Setup:
@@ -148,7 +159,7 @@ def _adapters_context(attachment: Attachment, feed: LaidOutFeed, numbers: dict[s
     sources = attrs.evolve(sources, total_steps=feed.total, log=numbers.__setitem__, files=files,
                            decisions=attachment.decisions, encode=encode_with(attachment.tokenizer))  # fmt: skip
     context, task = _context(recipe, model, attachment.parts.quantizer, sources), attachment.task
-    return attrs.evolve(context, task_index=task.index, num_tasks=task.total)
+    return attrs.evolve(context, dropout=attachment.parts.dropout, task_index=task.index, num_tasks=task.total)
 
 
 def _sources(

@@ -37,6 +37,7 @@ class BuiltParts:
     penalties: Mapping[str, Penalty] = attrs.field(factory=dict)
     kernels: list[Implementation] = attrs.field(factory=list)
     company: Company = attrs.field(factory=Company)
+    dropout: bool = True  # False: the loss wants none that is not asked for
 
     @classmethod
     def of_recipe(cls, resolved: Resolved, build: Callable[[Part], Any] | None = None) -> BuiltParts:
@@ -48,6 +49,7 @@ class BuiltParts:
             optimizer=build(resolved.optimizer),
             quantizer=build(resolved.quantizer),
             penalties={name: build(part) for name, part in named_parts(resolved.penalties).items()},
+            dropout=getattr(resolved.loss.record or resolved.loss.local, "dropout", True),
         )
 
     def objects(self) -> list[Any]:

@@ -20,6 +20,7 @@ from luthier.logs import get_logger
 from luthier.memory.case import Case
 from luthier.memory.fit import settle_sizes
 from luthier.model import load, recompute
+from luthier.model.dropout import check_dropout
 from luthier.model.generation.generate import teach_stops
 from luthier.model.model_config import config_of
 from luthier.model.operations.kernel_choice import find_kernels
@@ -107,6 +108,8 @@ def _checked_config(recipe: Recipe, objects: Objects, resolved: Resolved) -> Any
     config = config_of(recipe.model) if objects.model is None else getattr(objects.model, "config", None)
     if is_stored(config):
         check_stored_base(resolved.chosen())
+    if recipe.model.dropout is not None:
+        check_dropout(objects.model or hollow_model(recipe), recipe.model.dropout)
     return config
 
 

@@ -81,7 +81,7 @@ class AdaLoraAdapter(LoraAdapter):
             self.model, attrs.evolve(self.options, init_lora_weights=True), self.targets, self.extras
         )
         own = {field.name: getattr(self.schedule, field.name) for field in attrs.fields(AdaLora)}
-        named = {name: config[name] for name in ("target_modules", "exclude_modules")}
+        named = {name: config[name] for name in ("target_modules", "exclude_modules", "lora_dropout")}
         pattern = {f"{layer}.lora_E": ranks for layer, ranks in masks.items()} or None
         files.save(
             Path(folder),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import attrs
 import torch
 from luthier import Context, Group, LuthierError, Progress, get_logger
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from luthier_lora.patterns import check_patterns, check_ranks, rank_and_alpha
 from luthier_lora.ranks import choose_ranks, hash_tensor
 from luthier_lora.targets import Targets, find_targets, refuse_head_alone
 from luthier_lora.wrappers import DoraLayer, LoraLayer, PissaLayer, principal_factors
+
+USUAL_DROPOUT: Final = 0.05  # the share that LoRA drops where nothing is said, and nothing speaks against it
 
 
 class LoraAdapter:
@@ -43,6 +46,7 @@ class LoraAdapter:
         if wrappers(model):
             remedy = "Merge the adapter first, or load the model again."
             raise LuthierError("part-unsupported", "this model has an adapter already", remedy=remedy)
+        self.options = _settle_dropout(self.options, context)
         self.targets = find_targets(model, self.options)
         if context.purpose != "open":  # a finished adapter of the head is read, merged and used
             refuse_head_alone(model, self.targets)
@@ -153,7 +157,7 @@ class LoraAdapter:
         return Form(
             rank=rank,
             scale=alpha / rank**0.5 if self.options.use_rslora else alpha / rank,
-            dropout=self.options.lora_dropout,
+            dropout=self.options.lora_dropout or 0.0,
             dtype=torch.float64 if double else torch.float32,
             device=tensors[0].device if tensors else context.device,
             trains_bias=self.options.bias != "none",
@@ -178,6 +182,14 @@ class LoraAdapter:
         size = count_parameters(self._named())
         log = get_logger()
         log.info("adapter_attached", targets=counts, chosen=chosen, preset=self.options.preset, trainable=size)
+
+
+def _settle_dropout(options: Lora | Dora, context: Context) -> Lora | Dora:
+    """Return the options with a number for their dropout: a loss, or parameters outside layers, may want none."""
+    if options.lora_dropout is not None:
+        return options
+    has_none = not context.dropout or (isinstance(options, Lora) and options.target_parameters)
+    return attrs.evolve(options, lora_dropout=0.0 if has_none else USUAL_DROPOUT)
 
 
 def _factors(kind: str, weight: Tensor, form: Form, context: Context) -> tuple[Tensor, Tensor]:
@@ -215,7 +227,7 @@ def _refuse_with_parameters(options: Lora | Dora) -> None:
         return
     if options.lora_dropout:
         problem = "the update of a parameter has no inputs that could be dropped"
-        remedy = "Set lora_dropout: 0, or leave target_parameters out."
+        remedy = "Leave lora_dropout out, or target_parameters."
         raise LuthierError("recipe-conflict", problem, where="target_parameters", remedy=remedy)
     for field, asked in (
         ("init_lora_weights", options.init_lora_weights in ("pissa", "loftq")),

@@ -16,6 +16,10 @@ TARGETS = (
 PATTERN = (
     "of single layers, by a regular expression for the end of their name: `{'down_proj': 16}`. The first match counts."
 )
+DROPPED = (
+    "Share of an update's inputs that training drops; none: 0.05, or 0 with target_parameters and with a loss that "
+    "compares log-probabilities, such as dpo."
+)
 BEGINNING = "Begin with an update of zero; false: with a random update, which changes the model before training."
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "quality": {"r": 256, "lora_alpha": 512, "target_modules": "all-linear"},
@@ -50,7 +54,7 @@ class LowRank:
     )
     r: int = option(_by_preset("r", 8), help="Rank of the update.", low=1)
     lora_alpha: int = option(_by_preset("lora_alpha", 16), help="The update is scaled by lora_alpha / r.", low=1)
-    lora_dropout: float = option(0.05, help="Share of an update's inputs that training drops.", low=0.0, high=0.99)
+    lora_dropout: float | None = option(None, help=DROPPED, low=0.0, high=0.99)
     target_modules: str | list[str] | None = option(_by_preset("target_modules", None), help=TARGETS)
     exclude_modules: str | list[str] | None = option(
         None, help="Layers to leave out, by the end of their name (a list) or by a regular expression (a string)."
@@ -127,7 +131,7 @@ class Lora(LowRank):
     target_parameters: list[str] | None = option(
         None,
         help="Weights that are no layer of their own, such as a mixture's experts, by the end of their name: "
-        "`mlp.experts.down_proj`. Needs lora_dropout: 0.",
+        "`mlp.experts.down_proj`. Their updates have no lora_dropout.",
     )
 
 
@@ -143,7 +147,7 @@ class AdaLora:
     init_r: int = option(12, help="Rank of every update at first.", low=1)
     target_r: int = option(8, help="Mean rank of all updates at the end.", low=1)
     lora_alpha: int = option(16, help="The update is scaled by lora_alpha / init_r.", low=1)
-    lora_dropout: float = option(0.05, help="Share of an update's inputs that training drops.", low=0.0, high=0.99)
+    lora_dropout: float | None = option(None, help=DROPPED, low=0.0, high=0.99)
     target_modules: str | list[str] | None = option(None, help=TARGETS)
     exclude_modules: str | list[str] | None = option(
         None, help="Layers to leave out, by the end of their name (a list) or by a regular expression (a string)."

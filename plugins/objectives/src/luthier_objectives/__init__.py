@@ -113,6 +113,7 @@ def luthier_losses() -> list[LossRecord]:
             summary="Unlearning by negative preference: rows with `forget: true` less likely than under the reference.",
             options=Npo,
             build="luthier_objectives.unlearning:NpoLoss",
+            dropout=False,
             columns={"forget": "bool"},
             needs="reference",
         ),

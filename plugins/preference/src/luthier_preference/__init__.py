@@ -21,6 +21,7 @@ def _dpo() -> LossRecord:
         options=Dpo,
         build="luthier_preference.dpo:DpoLoss",
         data="preference",
+        dropout=False,
         needs="reference",
     )
 
@@ -33,6 +34,7 @@ def _without_reference() -> list[LossRecord]:
             options=Orpo,
             build="luthier_preference.orpo:OrpoLoss",
             data="preference",
+            dropout=False,
         ),
         LossRecord(
             name="simpo",
@@ -40,6 +42,7 @@ def _without_reference() -> list[LossRecord]:
             options=Simpo,
             build="luthier_preference.cpo:SimpoLoss",
             data="preference",
+            dropout=False,
         ),
         LossRecord(
             name="cpo",
@@ -47,6 +50,7 @@ def _without_reference() -> list[LossRecord]:
             options=Cpo,
             build="luthier_preference.cpo:CpoLoss",
             data="preference",
+            dropout=False,
         ),
     ]
 
@@ -59,6 +63,7 @@ def _judged() -> list[LossRecord]:
             options=Kto,
             build="luthier_preference.kto:KtoLoss",
             data="unpaired",
+            dropout=False,
             needs="reference",
             least_batch=2,  # with one row the mismatched pair is the row itself
         ),
@@ -68,6 +73,7 @@ def _judged() -> list[LossRecord]:
             options=ApoZeroUnpaired,
             build="luthier_preference.kto:ApoZeroUnpairedLoss",
             data="unpaired",
+            dropout=False,
             needs="reference",
         ),
     ]
@@ -82,6 +88,7 @@ def _rewards() -> list[LossRecord]:
             options=Reward,
             build="luthier_preference.reward:RewardLoss",
             data="preference",
+            dropout=False,
         ),
         LossRecord(
             name="reward_margin",
@@ -89,6 +96,7 @@ def _rewards() -> list[LossRecord]:
             options=RewardMargin,
             build="luthier_preference.reward:RewardLoss",
             data="preference",
+            dropout=False,
             columns={"margin": "float"},
         ),
     ]

@@ -99,6 +99,8 @@ class Context:
     - `config`: the transformers config of the model. `device` and `dtype`: those of its weights.
     - `seed`: the seed of the run. Torch's generators are seeded from it before `attach`.
     - `total_steps`: the number of optimizer steps, None if it is not known.
+    - `dropout`: False if the loss is to see no dropout that the recipe does not ask for. A rate that an adapter has by
+      default is then 0.
     - `task_index` of `num_tasks`: the task of a sequence that the run trains, from 0, as `begin_task` is told. `attach`
       makes room for what the task needs, because sharded parameters keep their shapes.
 
@@ -140,6 +142,7 @@ class Context:
     dtype: torch.dtype
     seed: int
     total_steps: int | None
+    dropout: bool = True
     task_index: int = 0
     num_tasks: int = 1
     purpose: Purpose = "train"

@@ -14,7 +14,7 @@ from luthier.recipe.artifact_note import RECORD, _artifact_of, read_note
 if TYPE_CHECKING:
     from luthier.plugins.compatibility import Chosen
     from luthier.recipe.reading.draft import Draft
-    from luthier.recipe.schema import Settings
+    from luthier.recipe.schema import OtherModel, Settings
 
 
 def open_run_model(draft: Draft) -> None:
@@ -35,7 +35,8 @@ def open_run_model(draft: Draft) -> None:
     note = read_note(folder)
     if note.get("artifact") != "adapter":
         return
-    draft.tree["model"] = {**note["model"], **{k: v for k, v in model.items() if k != "name_or_path"}}
+    base = {k: v for k, v in note["model"].items() if k != "dropout"}  # that was for the run's own steps
+    draft.tree["model"] = {**base, **{k: v for k, v in model.items() if k != "name_or_path"}}
     taken = {kind: note[kind] for kind in ("adapter", "quantizer") if kind not in draft.tree and "name" in note[kind]}
     draft.tree.update(taken)
     draft.tree.setdefault("adapter_from", str(folder))
@@ -50,10 +51,18 @@ def check_other_models(recipe: Settings) -> None:
         other = getattr(recipe, field)
         if not (other is None or isinstance(other, str) or other.model.name_or_path):
             raise LuthierError("recipe-missing", "is empty", where=f"{field}.model.name_or_path")
+        _check_still(other, field)
     for field in ("reference_cache", "teacher_cache"):
         if getattr(recipe, field) and recipe.data.streaming:
             problem, remedy = "a stream's rows are not known before the first step", "Leave one of the two out."
             raise LuthierError("recipe-conflict", problem, where=field, found=True, remedy=remedy)
+
+
+def _check_still(other: OtherModel | str | None, field: str) -> None:
+    """Raise `recipe-conflict` for dropout in a model that does not train."""
+    if not (other is None or isinstance(other, str) or other.model.dropout is None):
+        problem, where = "nothing reads it: this model computes without dropout", f"{field}.model.dropout"
+        raise LuthierError("recipe-conflict", problem, where=where, found=other.model.dropout, remedy="Leave it out.")
 
 
 def _adapter_name(chosen: list[Chosen]) -> str:

@@ -46,7 +46,7 @@ def _train_alone(subject: Subject, settings: Mapping[str, Any]) -> tuple[Any, di
     refused = "no options are given"
     for given in bases_of(subject.options_class, subject.own_examples):
         names = [field.name for field in attrs.fields(type(given)) if "dropout" in field.name]
-        options = attrs.evolve(given, **{name: 0.0 for name in names if isinstance(getattr(given, name), float)})
+        options = attrs.evolve(given, **{name: 0.0 for name in names if isinstance(getattr(given, name), float | None)})
         answer = _train(subject, options, settings)
         if "refused" not in answer:
             return options, answer

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
-from torch import nn
 
 from luthier.data.batches.example_feed import Portion
 from luthier.disk import write_json
@@ -19,6 +18,7 @@ from luthier.health.reach import Reach
 from luthier.health.trace import trace_step
 from luthier.health.watch import Remark
 from luthier.logs import get_logger, run_log
+from luthier.model.dropout import set_rates
 from luthier.randomness import keep_randomness
 from luthier.recipe import Recipe, recipe_hash
 from luthier.recipe.objects import Objects
@@ -95,7 +95,7 @@ def overfit_first_batch(recipe: Recipe, objects: Objects, steps: int = STEPS) ->
         assembled = assemble_run(plain(recipe, steps, folder), objects)
         setup = assembled.setup
         try:
-            silence(setup.model)
+            set_rates(setup.model, 0.0)
             setup.decays = [0.0] * len(setup.decays)
             record = _record(recipe, assembled)
             with locked_folder(folder), run_log(record["run_id"], folder / "log.jsonl"):
@@ -114,17 +114,6 @@ def plain(recipe: Recipe, steps: int, folder: Path) -> Recipe:
         **{"data": attrs.evolve(recipe.data, validation=0.0), "output_dir": str(folder)},
     }
     return attrs.evolve(recipe, **quiet)
-
-
-def silence(model: nn.Module) -> None:
-    """No dropout anywhere: in modules, and where a layer keeps its rate as a number."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        for holder in (module, getattr(module, "config", None)):
-            for name, value in vars(holder).items() if holder is not None else ():
-                if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
-                    setattr(holder, name, 0.0)
 
 
 def _folder(recipe: Recipe) -> Path:

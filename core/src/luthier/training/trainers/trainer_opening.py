@@ -16,6 +16,7 @@ from luthier.hardware import devices
 from luthier.logs import get_logger
 from luthier.model import load
 from luthier.model.attention import ordinary_attention
+from luthier.model.dropout import check_dropout, set_rates
 from luthier.model.generation.generate import PromptForm, prompt_ids
 from luthier.model.weights import fingerprint
 from luthier.model.weights.dense_files import Files
@@ -149,7 +150,10 @@ def _fitting(rows: list[PromptRow], recipe: Recipe, tokenizer: Any) -> list[Prom
 def _loaded(recipe: Recipe, resolved: Resolved) -> Any:
     load.check_named_model(recipe.model)
     quantizer = resolved.build(resolved.quantizer)
-    return load.load_model(recipe.model, devices.choose_device(recipe.device), quantizer.load_arguments())
+    model = load.load_model(recipe.model, devices.choose_device(recipe.device), quantizer.load_arguments())
+    check_dropout(model, recipe.model.dropout)
+    set_rates(model, recipe.model.dropout)
+    return model
 
 
 def _attached(recipe: Recipe, parts: BuiltParts, model: Any, tokenizer: Any) -> Any:
