@@ -97,7 +97,7 @@ def _judged_alike(file: Path) -> Iterator[dict[str, str]]:
 def _long_thoughts(file: Path) -> Iterator[dict[str, str]]:
     """Yield the pairs of conversations, answers with long thoughts, that fit into 2,048 tokens."""
     tokens = tokenizer()
-    for line in gzip.open(file, "rt", encoding="utf-8"):
+    for line in gzip.decompress(file.read_bytes()).decode("utf-8").splitlines():
         row = json.loads(line)
         prompt, chosen = (message["content"].strip() for message in row["chosen"]["messages"])
         rejected = row["rejected"]["messages"][-1]["content"].strip()

@@ -93,8 +93,7 @@ def check_options(cls: Any, where: str) -> None:
     """Raise `plugin-invalid` if a class cannot hold the options of a part."""
     if not isinstance(cls, type) or not attrs.has(cls):
         raise LuthierError("plugin-invalid", "options must be an attrs class", where=where, found=cls)
-    taken = [f.name for f in attrs.fields(cls) if f.name in RESERVED]
-    if taken:
+    if taken := [f.name for f in attrs.fields(cls) if f.name in RESERVED]:
         remedy = "Rename it: a recipe writes a part as {name: ..., options}."
         raise LuthierError("plugin-invalid", f"no option can be called {taken[0]!r}", where=where, remedy=remedy)
 
@@ -127,8 +126,7 @@ class LossRecord(Record):
     - `perplexity`: True if the metric `nll`, or else the first term, is in nats per token: its exponential is reported.
     - `aligns`: True if it accepts a teacher or a reference with another vocabulary than the model's.
     - `least_batch`: the fewest units of a global batch from which it learns, because it compares them.
-    - `dropout`: False if it compares log-probabilities, which dropout would blur. Model and adapter then train without
-      dropout, unless the recipe asks for a rate.
+    - `dropout`: False if model and adapter train without dropout, unless the recipe asks for a rate.
     - `reference`: `"module:attribute"` of a second, plainer implementation, with which the conformance kit compares the
       loss: `attribute(options, policy, batch) -> {name: sum}`. None: there is none.
     """
@@ -267,8 +265,7 @@ class TrainerRecord(Record):
     """The description of a trainer.
 
     - `settings`: the settings of the recipe that the trainer reads itself, such as "max_steps" or "data.max_length".
-      The core reads model, data, parts and folders for it. A recipe that sets anything else is refused by the name of
-      that setting.
+      The core reads model, data, parts and folders for it, and refuses any other setting by its name.
     """
 
     kind: ClassVar[str] = "trainer"
