@@ -2,6 +2,7 @@
 
 import json
 
+import luthier
 import pytest
 from luthier.model.dropout import find_rates
 from luthier.testing import expect_error
@@ -32,7 +33,10 @@ def test_a_handed_model_comes_back_with_its_rates(train, gpt2):
 def test_a_run_as_the_model_lends_no_dropout(train, gpt2, tmp_path):
     first = train(model={"name_or_path": gpt2, "dropout": 0.5}, max_steps=1, output_dir=tmp_path / "first")
     second = train(model=str(first.output_path), max_steps=1, output_dir=tmp_path / "second")
-    assert json.loads((second.output_path / "run.json").read_text())["recipe"]["model"]["dropout"] is None
+    assert [luthier.Recipe.load(run.output_path / "recipe.yaml").model.dropout for run in (first, second)] == [
+        0.5,
+        None,
+    ]
 
 
 def test_a_model_without_dropout_refuses_a_rate_before_a_folder_appears(train, tmp_path):
