@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from luthier.data.inspect_examples import Inspection
     from luthier.recipe.objects import Objects
     from luthier.training.continual.forgetting_report import TaskReport
+    from luthier.training.continual.sequence_plan import SequencePlan
     from luthier.training.planning.overfit_batch import Overfit
     from luthier.training.planning.plan_run import Plan
     from luthier.training.run import Run
 
+SequenceGiven = str | Path | Mapping[str, Any] | None
 Given = Recipe | str | Path | Mapping[str, Any] | None
 PARTS = ("adapter", "loss", "optimizer", "quantizer", "callbacks", "output_dir")
 
@@ -62,22 +64,34 @@ def train(
     return start_training(recipe, objects, resume, allow_changed, fresh=fresh, re_decide=re_decide)
 
 
+@overload
+def continual(recipe: SequenceGiven = None, *, dry_run: Literal[True], **settings: Any) -> SequencePlan: ...
+
+
+@overload
+def continual(recipe: SequenceGiven = None, *, dry_run: Literal[False] = False, **settings: Any) -> TaskReport: ...
+
+
 def continual(
-    recipe: str | Path | Mapping[str, Any] | None = None, *, output_dir: str | Path | None = None,
-    fresh: bool = False, allow_changed: str | Sequence[str] = (), **settings: Any,
-) -> TaskReport:  # fmt: skip
+    recipe: str | Path | Mapping[str, Any] | None = None, *, output_dir: str | Path | None = None, fresh: bool = False,
+    dry_run: bool = False, allow_changed: str | Sequence[str] = (), **settings: Any,
+) -> TaskReport | SequencePlan:  # fmt: skip
     """Train tasks one after the other in one adapter, and return the report of what each task has done to the others.
 
     `recipe` is an ordinary recipe, a file or a mapping, with `tasks: [{name:, data:}, ...]`, or with `num_runs`,
     `steps_per_run` and `samples_per_run`, which cut its own data into runs; `settings` win over it. Each task is a run
     in a folder inside `output_dir`; the same call goes on where it was cut off, and another where `allow_changed` names
-    what differs, as in `train`. `fresh` starts again in a new folder beside the existing one.
+    what differs, as in `train`. `fresh` starts again in a new folder beside the existing one. With `dry_run` all is
+    checked, nothing is trained or written, and what each task would be is returned as a `SequencePlan`.
     """
     require_local()
     from luthier.runs.writing.differences import read_allowed
-    from luthier.training.continual.start import train_sequence
+    from luthier.training.continual.start import plan_sequence, train_sequence
 
-    return train_sequence(recipe, settings, {}, output_dir, read_allowed(allow_changed), fresh=fresh)
+    allowed = read_allowed(allow_changed)
+    if dry_run:
+        return plan_sequence(recipe, settings, {}, output_dir, allowed, fresh=fresh)
+    return train_sequence(recipe, settings, {}, output_dir, allowed, fresh=fresh)
 
 
 def multi_run(

@@ -100,7 +100,7 @@ def draw_plan(screen: Console, facts: Mapping[str, Any], *, suggest: bool = Fals
         draw_section(screen, "Weights of the base that no adapter reaches", _unreached(facts["coverage"]))
     draw_section(screen, "Memory at the peak", _memory(facts["memory"], facts["device"]))
     if facts["packing"]:
-        draw_section(screen, "Steps", _steps(facts["schedule"], facts["packing"], facts["time"]))
+        draw_section(screen, "Steps", _steps(facts))
     if len({group["lr_scale"] for group in facts["groups"]}) > 1:
         draw_section(screen, "Learning rates", _rates(facts["groups"], facts["schedule"]["peak_learning_rate"]))
     if facts["operations"]:
@@ -188,10 +188,11 @@ def _memory(causes: Mapping[str, int], device: Mapping[str, Any]) -> Table:
     return table
 
 
-def _steps(schedule: Mapping[str, Any], packing: Mapping[str, float], time: Mapping[str, Any]) -> Table:
-    """Return rows, steps and micro-batches. A stream does not know all of them beforehand."""
+def _steps(facts: Mapping[str, Any]) -> Table:
+    """Return rows, steps and micro-batches, time and disk. A stream does not know all of them beforehand."""
     from luthier.cli.screen.tables import pairs_table
 
+    schedule, packing, time = facts["schedule"], facts["packing"], facts["time"]
     supervised, steps = schedule["supervised_tokens_per_epoch"], schedule["total_steps"]
     epochs = f", which is {schedule['epochs']:.2f} epochs" if schedule["epochs"] else ""
     rows = {
@@ -207,16 +208,27 @@ def _steps(schedule: Mapping[str, Any], packing: Mapping[str, float], time: Mapp
     if schedule["tokens_saved_per_epoch"]:
         rows["shared prompts"] = f"save {schedule['tokens_saved_per_epoch']:,} tokens per epoch"
     if time:
-        rows["time"] = f"about {_duration(time['seconds'])}: {time['share']:.0%} ({time['share_from']}) of the rate of "
+        rows["time"] = (
+            f"about {duration_text(time['seconds'])}: {time['share']:.0%} ({time['share_from']}) of the rate of "
+        )
         rows["time"] += f"{time['rate_from']}: {time['rate'] / 1e9:,.0f} GFLOP/s"
+    rows["disk"] = f"about {_disk(facts['disk'])}"
     return pairs_table(rows)
+
+
+def _disk(sizes: Mapping[str, int]) -> str:
+    from luthier.sizes import size_text
+
+    parts = [f"{size_text(size)} of {kind}" for kind, size in sizes.items() if size and kind != "total"]
+    return f"{size_text(sizes['total'])}: {', '.join(parts)}"
 
 
 def _count(number: int | None) -> str:
     return "not known" if number is None else f"{number:,}"
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
+    """Return a duration for people: seconds, minutes or hours."""
     if seconds < 90:
         return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

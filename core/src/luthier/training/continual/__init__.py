@@ -1,5 +1,6 @@
 """Continual training: tasks one after the other in one adapter, and what of each is forgotten.
 
 `start` reads a recipe, `tasks` holds what is to be trained, `slices` cuts one data set into runs, `sequence` trains and
-evaluates, `transfer` has the measures, `report` writes them as a table, JSON and a picture.
+evaluates, `sequence_plan` tells beforehand what that would be, `transfer` has the measures, `forgetting_report` writes
+them as a table, JSON and a picture.
 """

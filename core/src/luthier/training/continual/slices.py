@@ -36,8 +36,13 @@ def cut_rows(recipe: Recipe, num_runs: int, samples_per_run: int | None, folder:
     order = np.random.default_rng(recipe.seed).permutation(len(rows))
     folder.mkdir(parents=True, exist_ok=True)
     chosen = [sorted(order[number * size :][:size].tolist()) for number in range(num_runs)]
-    places = [folder / f"{slice_name(number)}.jsonl" for number in range(num_runs)]
+    places = [slice_path(folder, number) for number in range(num_runs)]
     return [_write_rows(path, [rows[i] for i in own]) for path, own in zip(places, chosen, strict=True)]
+
+
+def slice_path(folder: Path, number: int) -> Path:
+    """Return the file of a run's rows."""
+    return folder / f"{slice_name(number)}.jsonl"
 
 
 def slice_name(number: int) -> str:

@@ -1,12 +1,15 @@
-"""Start of a continual run: its tasks from a recipe, then the sequence."""
+"""Start of a continual run: its tasks from a recipe, then the sequence, or its plan."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
+
+import attrs
 
 from luthier.data.formats.wanted import Wanted
 from luthier.distributed.join import join_world
@@ -18,7 +21,8 @@ from luthier.runs.run_folder import free_folder
 from luthier.runs.writing.target import begun
 from luthier.training.continual.forgetting_report import TaskReport
 from luthier.training.continual.sequence import train_tasks
-from luthier.training.continual.slices import cut_rows, slice_name, with_rows
+from luthier.training.continual.sequence_plan import SequencePlan, plan_tasks
+from luthier.training.continual.slices import cut_rows, slice_name, slice_path, with_rows
 from luthier.training.continual.tasks import Task, TaskSequence, folder_name, make_tasks, place_tasks, read_sequence
 from luthier.training.rows import prepared_data
 
@@ -40,21 +44,59 @@ def train_sequence(
     `allowed` names what may differ from what a task began with. `fresh` takes a new folder beside an existing one.
     Raises `recipe-wrong-type` where the model is an object: each task begins from the named base.
     """
+    asked = _read_asked(source, overrides, own, output_dir, fresh=fresh)
+    folder, eval_base = asked.folder, asked.sequence.eval_base
+    if asked.tasks:
+        return train_tasks(place_tasks(asked.tasks, folder), folder, Objects(), eval_base=eval_base, allowed=allowed)
+    with _told_as_written(asked.whole, folder):
+        tasks = place_tasks(_sliced(asked.whole, asked.sequence, folder), folder)
+        return train_tasks(tasks, folder, Objects(), eval_base=eval_base, allowed=allowed)
+
+
+def plan_sequence(
+    source: str | Path | Mapping[str, Any] | None,
+    overrides: Any,
+    own: Mapping[str, Any],
+    output_dir: str | Path | None,
+    allowed: frozenset[str] = frozenset(),
+    *,
+    fresh: bool = False,
+) -> SequencePlan:
+    """Return what `train_sequence` would do with these arguments. The rows of slices are cut into a folder for now."""
+    asked = _read_asked(source, overrides, own, output_dir, fresh=fresh)
+    folder, sequence = asked.folder, asked.sequence
+    if asked.tasks:
+        tasks = place_tasks(asked.tasks, folder)
+        written = [task.recipe for task in tasks]
+        return plan_tasks(tasks, folder, written, eval_base=sequence.eval_base, allowed=allowed)
+    with tempfile.TemporaryDirectory() as aside, _told_as_written(asked.whole, Path(aside)):
+        tasks = place_tasks(_sliced(asked.whole, sequence, Path(aside)), folder)
+        paths = [slice_path(folder / ROWS, number) for number in range(len(tasks))]
+        written = [with_rows(task.recipe, path, None) for task, path in zip(tasks, paths, strict=True)]
+        return plan_tasks(tasks, folder, written, eval_base=sequence.eval_base, allowed=allowed)
+
+
+@attrs.frozen(kw_only=True)
+class _Asked:
+    """A sequence as it was asked for: its tasks, or without any the recipe whose rows are cut into runs."""
+
+    sequence: TaskSequence
+    tasks: list[Task]
+    whole: Recipe
+    folder: Path
+
+
+def _read_asked(source: Any, overrides: Any, own: Mapping[str, Any], output_dir: Any, *, fresh: bool) -> _Asked:
     tree, base, sequence, rest = read_sequence(source, overrides, own)
     if not isinstance(tree.get("model", ""), (str, Mapping)):
         remedy = "Save it to a folder, and give the folder's name."
         raise LuthierError("recipe-wrong-type", "tasks begin from a base by its name", where="model", remedy=remedy)
-    folder = _folder_of(tree, base, output_dir)
-    if sequence.tasks:
-        tasks = make_tasks(tree, base, sequence.tasks, rest)
-        folder = _fresh_folder(folder, tasks[0].recipe, tasks[0].name) if fresh else folder
-        return train_tasks(place_tasks(tasks, folder), folder, Objects(), eval_base=sequence.eval_base, allowed=allowed)
+    tasks = make_tasks(tree, base, sequence.tasks, rest) if sequence.tasks else []
     shared = {name: value for name, value in tree.items() if name != "output_dir"}
-    whole = load_recipe(shared or None, rest, base=base).recipe
-    folder = _fresh_folder(folder, whole, slice_name(0)) if fresh else folder
-    with _told_as_written(whole, folder):
-        tasks = place_tasks(_sliced(whole, sequence, folder), folder)
-        return train_tasks(tasks, folder, Objects(), eval_base=sequence.eval_base, allowed=allowed)
+    whole = tasks[0].recipe if tasks else load_recipe(shared or None, rest, base=base).recipe
+    folder = _folder_of(tree, base, output_dir)
+    folder = _fresh_folder(folder, whole, tasks[0].name if tasks else slice_name(0)) if fresh else folder
+    return _Asked(sequence=sequence, tasks=tasks, whole=whole, folder=folder)
 
 
 def _folder_of(tree: Mapping[str, Any], base: Path | None, output_dir: str | Path | None) -> Path:

@@ -36,6 +36,7 @@ from luthier.step.fit_checks import check_fit, check_rooms
 from luthier.step.reference.company import Company
 from luthier.step.setup import Setup
 from luthier.training.assemble import assemble_run, usable_device
+from luthier.training.planning.disk_numbers import predict_disk
 from luthier.training.planning.plan_numbers import packing_of, schedule_of
 from luthier.training.process_choice import settle_process
 from luthier.training.rows import prepared_data
@@ -60,6 +61,7 @@ class Plan:
     groups: list[dict[str, Any]] = attrs.field(factory=list)  # parameters that share a rate
     device: dict[str, Any] = attrs.field(factory=dict)  # the device's memory, and whether the peak fits
     time: dict[str, Any] = attrs.field(factory=dict)  # an estimate, with its basis
+    disk: dict[str, int] = attrs.field(factory=dict)  # the predicted bytes of the run's files by kind, and the total
     suggestions: list[dict[str, Any]] = attrs.field(factory=list)  # option, value and reason
     notes: list[str] = attrs.field(factory=list)
 
@@ -101,16 +103,18 @@ def plan(recipe: Recipe, objects: Objects) -> Plan:
 
 def _found(case: Case, setup: Setup, footprint: Any, has_rows: bool, notes: list[str]) -> Plan:
     fits = footprint.peak <= case.room.free if footprint else None
+    memory = _memory(setup, footprint)
     return Plan(
         parts=[part.describe() for part in case.resolved],
         parameters=parameters_of(setup.model, setup.adapter),
-        memory=_memory(setup, footprint),
+        memory=memory,
         schedule=schedule_of(setup) if has_rows else _unknown(setup),
         packing=packing_of(setup) if has_rows else {},
         coverage=setup.adapter.coverage() if hasattr(setup.adapter, "coverage") else {},
         data=case.prepared.report.to_dict(),
         device={**attrs.asdict(case.room), "fits": fits, "process": process_memory(case.device)},
         time=_time(setup, footprint) if has_rows and footprint else {},
+        disk=predict_disk(setup, memory["optimizer"], case.task.total) if has_rows else {},
         operations=setup.operations.operations.ran(),
         groups=describe_groups(trained_groups(case.recipe, setup.adapter, setup.model)),
         suggestions=[attrs.asdict(suggestion) for suggestion in list_suggestions(case, setup.model, setup.adapter)],
