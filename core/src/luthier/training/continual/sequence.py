@@ -41,7 +41,7 @@ def train_tasks(tasks: Sequence[Task], folder: Path, objects: Objects, *, eval_b
     Each task is a run in a folder of its own; the same command goes on where it was cut off, between tasks and within.
     """
     world = join_world(tasks[0].recipe.distributed, tasks[0].recipe.device)
-    validation = [validation_rows(task, objects) for task in tasks]  # refuses what it can before a folder appears
+    validation = [task_validation(task, objects) for task in tasks]  # refuses what it can before a folder appears
     before = world.decide(lambda: _scores_before(tasks, folder, objects, validation)) if eval_base else None
     runs: list[Run] = []
     after: list[Scores] = []
@@ -57,7 +57,7 @@ def train_tasks(tasks: Sequence[Task], folder: Path, objects: Objects, *, eval_b
     return report
 
 
-def validation_rows(task: Task, objects: Objects) -> Any:
+def task_validation(task: Task, objects: Objects) -> Any:
     """Return the held-out rows of a task, before any task is trained.
 
     Raises `data-empty` where it has none, and what its parts, device and rows refuse.

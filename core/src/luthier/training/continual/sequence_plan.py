@@ -11,7 +11,7 @@ import attrs
 from luthier.recipe import Recipe, resolve_parts
 from luthier.recipe.objects import Objects, TaskPlace
 from luthier.runs.writing.target import find_place
-from luthier.training.continual.sequence import validation_rows
+from luthier.training.continual.sequence import task_validation
 from luthier.training.continual.tasks import Task
 from luthier.training.planning.plan_run import Plan, plan
 
@@ -85,7 +85,7 @@ def plan_tasks(
     `written` are the recipes as the sequence itself would write them, whose rows need not be there yet.
     """
     for task in tasks:
-        validation_rows(task, Objects())
+        task_validation(task, Objects())
     places = [TaskPlace(index=number, total=len(tasks)) for number in range(len(tasks))]
     plans = [plan(task.recipe, Objects(task=place)) for task, place in zip(tasks, places, strict=True)]
     return SequencePlan(
