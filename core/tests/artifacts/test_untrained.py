@@ -11,13 +11,16 @@ import torch
 from luthier.artifacts import untrained
 from luthier.artifacts.note import Prompting, make_note
 from luthier.builtin.none import Unquantized
-from luthier.model.weights.dense_files import Files
+from luthier.model.weights import sampled_state
+from luthier.model.weights.dense_files import Files, save_model
+from luthier.model.weights.sampled_files import check_sample
 from luthier.plugins.contracts.values import Group
 from luthier.plugins.records import NoOptions
 from luthier.recipe import Recipe
 from luthier.testing import expect_error
 from luthier.testing.worlds import save_tiny_model, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 ROWS = [{"prompt": f"{i} and", "completion": f"{i}"} for i in range(8)]
 
@@ -112,6 +115,67 @@ def test_an_adapter_that_its_files_do_not_carry_is_refused_before_the_first_step
         train(adapter=adapter())
     assert not (tmp_path / "run").exists()
     assert "Fraction" in caught.value.problem or adapter is not CannotWrite
+
+
+@pytest.mark.parametrize("adapter", [ForgetsOne, CannotWrite])
+@pytest.mark.parametrize("known", [True, False], ids=["a checkpoint", "no checkpoint"])
+def test_an_adapter_on_a_model_from_python_is_tried_too(adapter, known, size, train, tmp_path):
+    model = tiny_model() if not known else AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    came = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with expect_error("artifact-uncarried", "adapter"):
+        train(model=model, tokenizer=tiny_tokenizer(), adapter=adapter())
+    assert not (tmp_path / "run").exists()
+    assert all(torch.equal(weight, came[name]) for name, weight in model.state_dict().items())
+    assert train(model=model, tokenizer=tiny_tokenizer(), adapter=Norms()).model is model
+
+
+def unlike_config(model):
+    model.model.embed_tokens.weight = model.lm_head.weight = torch.nn.Parameter(torch.randn(321, 32))
+
+
+def without_name(model):
+    model.model.layers[0].self_attn.extra = torch.nn.Linear(4, 4)
+
+
+def rounded_frequencies(model):
+    frequencies = model.model.rotary_emb.original_inv_freq
+    frequencies.data = frequencies.data.to(torch.bfloat16).float()
+
+
+def unwritable_config(model):
+    model.config.note = object()
+
+
+@pytest.mark.parametrize("change", [unlike_config, without_name, rounded_frequencies, unwritable_config])
+def test_a_large_whole_model_that_would_be_read_as_another_is_refused_before_the_first_step(
+    change, train, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(untrained, "SMALL", 0)
+    model = tiny_model()
+    change(model)
+    with expect_error("artifact-uncarried", "adapter"):
+        train(model=model, tokenizer=tiny_tokenizer(), adapter="full")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("room", [0, 10_000, 1 << 20])
+def test_a_large_whole_model_is_tried_by_a_sample_of_its_weights(room, tied, monkeypatch, tmp_path):
+    monkeypatch.setattr(sampled_state, "SAMPLE", room)
+    config = tiny_model().config
+    config.tie_word_embeddings = tied
+    model = AutoModelForCausalLM.from_config(config)
+    with sampled_state.sampled_state() as names:
+        save_model(model, tmp_path / "sample", Files(dtype=torch.bfloat16))
+    written = load_file(tmp_path / "sample/model.safetensors")
+    assert names and sum(tensor.nbytes for tensor in written.values()) <= max(room / 2, 64)
+    check_sample(model, tmp_path / "sample", names)
+    written[next(iter(written))][3] += 1
+    save_file(written, tmp_path / "sample/model.safetensors", {"format": "pt"})
+    with expect_error("artifact-mismatch", "sample"):
+        check_sample(model, tmp_path / "sample", names)
+    save_model(model, tmp_path / "whole", Files())
+    assert (tmp_path / "whole/model.safetensors").stat().st_size > sum(p.nbytes for p in model.parameters())
 
 
 def test_a_merge_that_gives_another_model_is_refused_before_the_first_step(train, tmp_path):

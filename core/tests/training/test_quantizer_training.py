@@ -10,6 +10,7 @@ import torch
 from luthier.runs.writing.active_run import Interrupted
 from luthier.testing import expect_error
 from luthier.testing.ranks import in_ranks
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -93,6 +94,10 @@ class Watch:
         self.told = quantizer.told
 
     @luthier.event
+    def run_started(self):
+        self.told.append(("run started", 0))
+
+    @luthier.event
     def step_ended(self, step):
         self.told.append(("step ended", step))
 
@@ -120,6 +125,7 @@ def test_it_is_told_the_steps_done_before_each_step_and_evaluation_and_the_artif
             assert total == 4
     # the steps that it had been told of at each run of the model before an event
     assert seen == [
+        ("run started", 0, [0, 4]),  # the untrained artifact is tried as at the end
         ("step ended", 1, [0]),
         ("step ended", 2, [1]),
         ("evaluated", 2, [2]),
@@ -190,6 +196,33 @@ def test_a_merged_model_computes_what_the_trained_layers_compute(ternary):
         torch.testing.assert_close(plain(ids).logits, run.model.eval()(ids).logits, atol=1e-4, rtol=1e-4)
 
 
+class ForgetsOne(Ternary):
+    """Writes all layers but one, which is read back as zeros."""
+
+    def save(self, model, folder):
+        state = {name: tensor for name, tensor in model.state_dict().items() if name != "model.norm.weight"}
+        save_file({name: tensor.clone() for name, tensor in state.items()}, folder / "layers.safetensors")
+
+    def load(self, folder, model):
+        state = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+        model.load_state_dict({**state, **load_file(folder / "layers.safetensors")})
+        return model
+
+
+def test_trained_layers_that_their_files_do_not_carry_are_refused_before_the_first_step(ternary, tmp_path):
+    quantizer = ForgetsOne()
+    with expect_error("artifact-uncarried", "adapter"):
+        ternary(quantizer=quantizer)
+    assert not (tmp_path / "run").exists()
+    assert [told for told in quantizer.told if told != "run"][-1] == (0, 4)  # as before the first step
+
+
+def test_the_layers_of_a_live_quantizer_stay_its_own_when_its_files_are_checked(ternary):
+    quantizer = Ternary()
+    run = ternary(quantizer=quantizer)
+    assert {id(layer) for layer in quantizer.layers} <= {id(module) for module in run.model.modules()}
+
+
 @pytest.mark.parametrize("kind", ["adapter", "quantizer"])
 def test_a_merge_that_a_part_does_not_know_is_refused_before_anything_is_done(ternary, kind, tmp_path):
     from luthier.builtin.full import FullTuning
@@ -218,7 +251,8 @@ def test_apply_says_in_which_world_it_is(ternary, model_folder, rows):
     assert quantizer.contexts == [("plan", False)]
     quantizer.contexts.clear()
     ternary(quantizer=quantizer)
-    assert quantizer.contexts == [("train", True), ("open", False)]  # the run, and the check of its artifact
+    # the run, the check of its untrained artifact, and that of its artifact
+    assert quantizer.contexts == [("train", True), ("open", False), ("open", False)]
 
 
 def worlds(settings):
@@ -234,5 +268,6 @@ def test_sharded_ranks_apply_it_without_weights_and_train_as_one_does(ternary, m
     alone = ternary(max_steps=3).loss_history
     first, second = in_ranks(2, worlds, settings, joined=False)
     assert first[0] == second[0] == pytest.approx(alone, rel=1e-5)
-    assert first[1] == [["train", True], ["open", True], ["open", False]]  # the run, its whole model, the check
+    opened = [["open", False], ["open", True], ["open", False]]  # the first check, the whole model, its check
+    assert first[1] == [["train", True], *opened]
     assert ["hollow", False] in second[1] and ["train", True] not in second[1]

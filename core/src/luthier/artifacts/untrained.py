@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -16,22 +17,33 @@ from luthier.artifacts.dense_copy import make_dense
 from luthier.artifacts.note import Prompting, make_note
 from luthier.artifacts.save import artifact_name, portable_model, save_adapter
 from luthier.artifacts.verify import check_model
+from luthier.data.examples import TokenDataset
 from luthier.errors import LuthierError
 from luthier.logs import get_logger, muted_logs
 from luthier.model.foreign import describe_error
 from luthier.model.weights.dense_files import Files, save_model
+from luthier.model.weights.sampled_files import check_sample
+from luthier.model.weights.sampled_state import sampled_state
 from luthier.plugins.contracts.protocols import Adapter, Quantizer
+from luthier.plugins.contracts.values import Progress
 from luthier.randomness import keep_randomness
 from luthier.recipe import Recipe
 from luthier.recipe.parts import Resolved
 from luthier.step.attachment import Attachment
 from luthier.step.opened import names_everything
 from luthier.step.preparation import keep_decisions
+from luthier.step.schedule.total_steps import feed_of
 
 log = get_logger()
 SMALL: Final = 1 << 30  # bytes of a model that is read a second time, which takes a second or two
 NOISE: Final = 1e-2  # added to trained weights, as many begin at zero, where no option of an adapter shows
-VARYING: Final = ("run_id", "card", "seed", "parts")  # entries of a note that do not decide what an artifact holds
+VARYING: Final = (
+    "run_id",
+    "card",
+    "seed",
+    "parts",
+    "progress",
+)  # entries of a note that do not decide what an artifact holds
 CODE: Final = "artifact-uncarried"
 
 _checked: set[str] = set()  # what this process has found to be carried
@@ -46,10 +58,27 @@ def check_artifact(recipe: Recipe, resolved: Resolved, attachment: Attachment, m
         described = [part.describe() for part in resolved]
         note = make_note(recipe.to_dict(), "untrained", described, Prompting.of_rows(attachment.prepared), files)
         note["decisions"] = keep_decisions(attachment.decisions)
-        merges = recipe.merge is True
-        check_untrained(model, parts.adapter, parts.quantizer, attachment.tokenizer, note, merges=merges)
+        end = _last_progress(attachment)
+        note["progress"] = attrs.asdict(end)
+        mergeable = all(getattr(part, "mergeable", True) for part in (parts.adapter, parts.quantizer))
+        merges = recipe.merge is True and mergeable  # else refused in a moment, by the part's name
+        try:
+            parts.quantizer.progressed(end)  # its layers compute as they will when the artifact is written
+            check_untrained(model, parts.adapter, parts.quantizer, attachment.tokenizer, note, merges=merges)
+        finally:
+            parts.quantizer.progressed(attrs.evolve(end, step=0, epoch=0.0))
 
     attachment.world.decide(check)
+
+
+def _last_progress(attachment: Attachment) -> Progress:
+    """Return the position at the end of the run, or at its beginning if the end is not known."""
+    recipe, train = attachment.recipe, attachment.prepared.train
+    total = feed_of(recipe, train).total
+    if total is None:
+        return Progress(step=0, total_steps=None, epoch=0.0)
+    epoch = total * recipe.global_batch_size / len(train) if isinstance(train, TokenDataset) else 0.0
+    return Progress(step=total, total_steps=total, epoch=epoch)
 
 
 def check_untrained(
@@ -57,20 +86,23 @@ def check_untrained(
 ) -> None:
     """Raise `artifact-uncarried` if what is to be trained could not be saved and read back as it is.
 
-    The artifact goes to a temporary folder. Up to SMALL bytes, a fresh base must have the same logits with it; a larger
-    model's adapter is read back into the attached one, and a larger whole model is not written. Trained weights carry
-    noise meanwhile; afterwards they are as before, to the bit. What this process has checked is not checked again, nor
-    are layers that a quantizer trains, whose files depend on how far the run is.
+    The artifact goes to a temporary folder. Up to SMALL bytes, a fresh base must have the same logits with it. A larger
+    model's adapter is read back into the attached one; of a larger whole model a sample is written, unless a quantizer
+    writes it. Trained weights carry noise meanwhile; afterwards they are as before, to the bit. What this process has
+    checked is not checked again.
     """
     small = sum(p.numel() * p.element_size() for p in model.parameters()) <= SMALL
+    is_whole = artifact_name(adapter) == "model"
     key = _key(note, model, tokenizer, merges=merges)
-    if key in _checked or quantizer.trains or not (small or artifact_name(adapter) == "adapter"):
+    if key in _checked or (is_whole and not small and quantizer.trains):
         return
     try:
         with keep_randomness(), muted_logs(), tempfile.TemporaryDirectory(prefix="luthier-untrained-") as folder:
             place = Path(folder) / artifact_name(adapter)
             if small:
                 _write_small(model, adapter, quantizer, tokenizer, note, place)
+            elif is_whole:
+                _write_sample(model, adapter, place)
             else:
                 _read_back(adapter, place)
             if small and merges:
@@ -97,6 +129,15 @@ def _write_small(
     is_adapter = artifact_name(adapter) == "adapter"
     with _explained("adapter", place), _noisy(adapter, on=is_adapter):
         save_adapter(model, tokenizer, adapter, place, note, quantizer)
+
+
+def _write_sample(model: Any, adapter: Adapter, place: Path) -> None:
+    """Write what a large model's files say of it and a few of its weights, and compare them with the model."""
+    with _explained("adapter", place), sampled_state() as names, portable_model(model):
+        place.mkdir()
+        adapter.save(place)
+        if names:  # else the adapter has written the whole model by its own means
+            check_sample(model, place, names)
 
 
 def _read_back(adapter: Adapter, place: Path) -> None:

@@ -74,8 +74,13 @@ def _low(folder: Path) -> torch.dtype | None:
 
 
 def check_trained(model: Any, folder: Path, note: dict[str, Any], quantizer: Quantizer) -> None:
-    """Raise `artifact-mismatch` if a fresh model, read from the folder by its quantizer, has other logits."""
-    fresh = read_trained(folder, note, model.device, quantizer)[0]
+    """Raise `artifact-mismatch` if a fresh model, read from the folder by its quantizer, has other logits.
+
+    A quantizer from Python, which no note can restore, is copied without the model that it belongs to.
+    """
+    parts: list[Any] = [*model.modules(), *model.parameters(), *model.buffers()]
+    other = quantizer if "name" in note["quantizer"] else copy.deepcopy(quantizer, {id(part): part for part in parts})
+    fresh = read_trained(folder, note, model.device, other)[0]
     _compare(_logits(model), _logits(fresh), folder)
 
 

@@ -77,17 +77,17 @@ def _model_and_info(name: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
                                   ignore_mismatched_sizes=True, **arguments)  # fmt: skip
 
 
-def _check_headers(folder: str) -> None:
-    """Raise `model-weights` where names or shapes in a folder's files are not those of its config; no number is read.
+def read_headers(folder: str, code: str = "model-not-found") -> tuple[Any, dict[str, Any]] | None:
+    """Return the causal LM of a folder without numbers, and which weights its files lack or have in another shape.
 
-    transformers loads to `meta` where accelerate is installed; elsewhere, the load itself tells.
+    None where accelerate is not installed: transformers loads to `meta` with it alone.
     """
     from transformers.utils import is_accelerate_available
 
-    if is_accelerate_available():
-        with quiet(), explain_reading(folder):
-            info = _model_and_info(folder, device_map="meta")[1]
-        check_keys(info, folder)
+    if not is_accelerate_available():
+        return None
+    with quiet(), explain_reading(folder, code):
+        return _model_and_info(folder, device_map="meta")
 
 
 def check_named_model(spec: Model) -> None:
@@ -99,7 +99,9 @@ def check_named_model(spec: Model) -> None:
     check_files(name)
     config = load_config(name, revision_of(spec, name))
     if getattr(config, "quantization_config", None) is None and any(Path(name).glob("*.safetensors")):
-        _check_headers(name)
+        headers = read_headers(name)
+        if headers is not None:  # elsewhere, the load itself tells
+            check_keys(headers[1], name)
 
 
 def check_causal(model: Any) -> None:

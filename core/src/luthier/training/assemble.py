@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -88,19 +87,13 @@ def assemble_run(recipe: Recipe, objects: Objects, decisions: Decisions | None =
     loading = functools.partial(_quantized, case, settled, parts.quantizer, decisions)
     model, purpose = load_quantized(case, settled, how, world, loading)
     prepare_model(model, tokenizer, prepared)
+    tried = functools.partial(check_artifact, recipe, resolved)
     setup = attach_parts(Attachment(recipe=settled, model=model, tokenizer=tokenizer, parts=parts, prepared=prepared,
                                     device=device, decisions=decisions, world=world, spread_as=how, task=case.task,
-                                    purpose=purpose, attached=_tried(recipe, resolved, objects, on=saves)))  # fmt: skip
+                                    purpose=purpose, attached=tried if saves else None))  # fmt: skip
     check_prompts(prepared, settled, setup.packing, model)
     _settle_setup(setup, resolved, began)
     return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks, case=case)
-
-
-def _tried(
-    recipe: Recipe, resolved: Resolved, objects: Objects, *, on: bool
-) -> Callable[[Attachment, Any], None] | None:
-    """Return what tries a model's artifact, untrained; None for a model from Python, which has been compared."""
-    return functools.partial(check_artifact, recipe, resolved) if on and objects.model is None else None
 
 
 def _checked_config(recipe: Recipe, objects: Objects, resolved: Resolved) -> Any:

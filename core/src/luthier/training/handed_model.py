@@ -16,6 +16,7 @@ from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.model.foreign import explain_reading
 from luthier.model.load import cached_folder
+from luthier.model.weights.recomputed_buffers import find_recomputed
 from luthier.recipe import Recipe, resolve_parts
 from luthier.recipe.objects import Objects
 
@@ -60,7 +61,7 @@ def name_base(recipe: Recipe, objects: Objects) -> Recipe:
         problem = f"it is not the checkpoint that its config names, {folder}, on which the adapter would be opened"
         remedy = "Save model and tokenizer to a folder with save_pretrained, and give that folder as model."
         raise LuthierError("recipe-conflict", problem, where="model", found=resized, remedy=remedy)
-    changed = resized or next(itertools.chain(_changed(model, folder), _recomputed(model)), None)
+    changed = resized or next(itertools.chain(_changed(model, folder), find_recomputed(model)), None)
     if changed is None:
         return recipe
     base = f"python:{type(model).__name__}"
@@ -82,29 +83,6 @@ def _changed(model: Any, folder: Path) -> Iterator[str]:
     for name, own, stored_slice in _pairs(model, folder):
         if not torch.equal(own.cpu(), stored_slice[...].to(own.dtype)):
             yield name
-
-
-@torch.no_grad()
-def _recomputed(model: nn.Module) -> Iterator[str]:
-    """Yield each buffer that no file holds and that its module, made anew from its config, has with other numbers.
-
-    Rotary frequencies are such buffers: a model that was rounded as a whole and widened again has them rounded. A
-    module that its config alone does not make is not compared, nor are frequencies that the module changes itself.
-    """
-    for path, module in model.named_modules():
-        names = module._non_persistent_buffers_set & {name for name, _ in module.named_buffers(recurse=False)}
-        config = getattr(module, "config", None)
-        if not names or config is None or next(module.parameters(), None) is not None:
-            continue
-        try:
-            fresh = type(module)(config)
-        except (TypeError, ValueError, AttributeError):
-            continue
-        originals = {name for name in names if f"original_{name}" in names}
-        for name in sorted(names - originals):
-            own, made = getattr(module, name), getattr(fresh, name, None)
-            if own.is_floating_point() and made is not None and not torch.equal(own.cpu(), made.cpu().to(own.dtype)):
-                yield f"{path}.{name}"
 
 
 def _pairs(model: Any, folder: Path) -> Iterator[tuple[str, Tensor, Any]]:

@@ -16,6 +16,7 @@ from luthier.errors import LuthierError, suggest_nearest
 from luthier.logs import get_logger
 from luthier.model.load import quiet
 from luthier.model.model_config import config_of
+from luthier.model.weights.sampled_state import sample_state
 from luthier.recipe.checks.saving_checks import shard_bytes
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def save_model(model: Any, folder: Path, files: Files) -> None:
     Raises `artifact-dtype` where a weight is too large for the dtype.
     """
     dtype = files.dtype or model.dtype
-    state = _cast(model, dtype, asked=files.asked)
+    state = _cast(model, dtype, sample_state(model.state_dict()), asked=files.asked)
     with quiet():
         model.save_pretrained(folder, state_dict=state, max_shard_size=files.max_shard_size)
     path = folder / CONFIG  # the config file describes the model in memory
@@ -96,12 +97,11 @@ def save_model(model: Any, folder: Path, files: Files) -> None:
     path.write_text(json.dumps(_retyped(config, _name(dtype)), indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def _cast(model: Any, dtype: torch.dtype, *, asked: bool) -> dict[str, Tensor]:
+def _cast(model: Any, dtype: torch.dtype, state: dict[str, Tensor], *, asked: bool) -> dict[str, Tensor]:
     """Return the model's state in `dtype`, shared tensors shared, what the architecture keeps in float32 in that."""
     precise = _kept_precise(model, dtype)
     done: dict[tuple[int, torch.dtype], Tensor] = {}
     rounded: set[str] = set()
-    state = model.state_dict()
     for name, tensor in state.items():
         wanted = torch.float32 if precise is not None and precise.search(name) else dtype
         if not tensor.is_floating_point() or tensor.dtype == wanted:
