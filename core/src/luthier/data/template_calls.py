@@ -11,6 +11,8 @@ from luthier.errors import LuthierError, show_value
 Messages = Sequence[dict[str, Any]]
 Settings = Mapping[str, Any]
 NONE: Final[Settings] = {}
+PROBE: Final = "qwj7"  # a text that no template contains
+MOST: Final = 256  # the most templates that are remembered
 OWN: Final = frozenset((
     "conversation", "conversations", "tools", "documents", "chat_template", "add_generation_prompt",
     "continue_final_message", "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length",
@@ -18,14 +20,67 @@ OWN: Final = frozenset((
 ))  # fmt: skip  # that are transformers' own, and no template's
 
 
+_wants_parts: dict[str, bool] = {}  # by a template's text: contents must be lists of parts
+
+
 def render_messages(
     tokenizer: Any, given: str | None, messages: Messages, tools: Any, prompt: bool, settings: Settings
 ) -> str:
     """Return the messages as a template writes them. `given` is a template other than the tokenizer's own, or None."""
+    messages = fit_contents(tokenizer, given, messages, tools)
     if messages and _is_plain(tokenizer) and not settings.keys() & OWN:
         return guard_rendering(lambda: _render_plain(tokenizer, given, messages, tools, prompt, settings))
     own = {"tools": tools, "chat_template": given, "add_generation_prompt": prompt, "tokenize": False}
     return guard_rendering(lambda: tokenizer.apply_chat_template(list(messages), **(dict(settings) | own)))
+
+
+def fit_contents(tokenizer: Any, given: str | None, messages: Messages, tools: Any = None) -> Messages:
+    """Return the messages with each text as a list of one part, if a template reads contents in that form alone.
+
+    The templates of models that see pictures do so. Other templates get the messages as they are.
+    """
+    text = _template_text(tokenizer, given, tools) if messages else None
+    if text is None:
+        return messages
+    if text not in _wants_parts:
+        if len(_wants_parts) >= MOST:
+            _wants_parts.clear()
+        _wants_parts[text] = _tells_parts(text) and _reads_parts_alone(tokenizer, text)
+    return [_as_parts(message) for message in messages] if _wants_parts[text] else messages
+
+
+def _template_text(tokenizer: Any, given: str | None, tools: Any) -> str | None:
+    """Return the Jinja text that renders; None if the tokenizer has none, which rendering then refuses."""
+    own = tokenizer.chat_template if given is None else given
+    if isinstance(own, dict):
+        own = own.get("tool_use" if tools is not None and "tool_use" in own else "default")
+    return own if isinstance(own, str) else None
+
+
+def _tells_parts(text: str) -> bool:
+    """Return True if a template may ask for the type of a part; it is tried only then."""
+    return "type" in text and "text" in text
+
+
+def _reads_parts_alone(tokenizer: Any, text: str) -> bool:
+    asked = [{"role": "user", "content": PROBE}]
+    return not _writes(tokenizer, text, asked) and _writes(tokenizer, text, [_as_parts(asked[0])])
+
+
+def _writes(tokenizer: Any, text: str, messages: Messages) -> bool:
+    def render() -> str:
+        return str(tokenizer.apply_chat_template(list(messages), tools=None, chat_template=text,
+                                                 add_generation_prompt=False, tokenize=False))  # fmt: skip
+
+    try:
+        return PROBE in guard_rendering(render)
+    except LuthierError:
+        return False
+
+
+def _as_parts(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 def _is_plain(tokenizer: Any) -> bool:

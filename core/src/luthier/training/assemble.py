@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -87,13 +88,17 @@ def assemble_run(recipe: Recipe, objects: Objects, decisions: Decisions | None =
     loading = functools.partial(_quantized, case, settled, parts.quantizer, decisions)
     model, purpose = load_quantized(case, settled, how, world, loading)
     prepare_model(model, tokenizer, prepared)
-    tried = functools.partial(check_artifact, recipe, resolved)
     setup = attach_parts(Attachment(recipe=settled, model=model, tokenizer=tokenizer, parts=parts, prepared=prepared,
                                     device=device, decisions=decisions, world=world, spread_as=how, task=case.task,
-                                    purpose=purpose, attached=tried if saves else None))  # fmt: skip
+                                    purpose=purpose, attached=_tried(recipe, resolved) if saves else None))  # fmt: skip
     check_prompts(prepared, settled, setup.packing, model)
     _settle_setup(setup, resolved, began)
     return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks, case=case)
+
+
+def _tried(recipe: Recipe, resolved: Resolved) -> Callable[[Attachment, Any], None]:
+    """Return what tries a model's artifact, untrained."""
+    return functools.partial(check_artifact, recipe, resolved)
 
 
 def _checked_config(recipe: Recipe, objects: Objects, resolved: Resolved) -> Any:

@@ -15,8 +15,10 @@ import attrs
 
 from luthier.data.template_calls import (
     NONE,
+    PROBE,
     Messages,
     Settings,
+    fit_contents,
     guard_rendering,
     render_messages,
     renders_plainly,
@@ -28,7 +30,6 @@ from luthier.data.tokenise.thoughts import BLOCK, KEYS, join_thought
 from luthier.errors import LuthierError
 
 TAGS: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
-PROBE: Final = "qwj7"  # an answer that no template contains
 
 
 @attrs.frozen(kw_only=True)
@@ -104,6 +105,7 @@ class ChatTemplate:
     ) -> tuple[str, list[tuple[int, int]]]:
         """Return the conversation as text, and the character spans between generation tags."""
         text = self.tokenizer.get_chat_template(self.given, tools)
+        messages = fit_contents(self.tokenizer, self.given, messages, tools)
         variables = self.tokenizer.special_tokens_map | self.settings
         if hasattr(self.tokenizer, "render_tagged"):  # a tokenizer that was read without transformers
             whole, spans = guard_rendering(lambda: self.tokenizer.render_tagged(text, messages, tools, variables))

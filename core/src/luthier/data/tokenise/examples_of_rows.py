@@ -17,8 +17,9 @@ from luthier.data.formats.message_roles import named_roles, supervise_roles
 from luthier.data.read.packed_rows import BLOCK
 from luthier.data.tokenise.chat_template import ChatTemplate, load_template
 from luthier.data.tokenise.encode import Encoder, check_text
-from luthier.data.tokenise.lost_parts import lost_error, lost_kind, lost_parts
 from luthier.data.tokenise.overlong import fit_length, fit_unit, overlong_policy
+from luthier.data.tokenise.refusals.lost_parts import lost_error, lost_kind, lost_parts
+from luthier.data.tokenise.refusals.tried_remedies import advise_change
 from luthier.data.tokenise.supervised_spans import Rendered
 from luthier.data.tokenise.unit_texts import UnitTexts
 from luthier.errors import LuthierError
@@ -101,9 +102,16 @@ class Maker:
                 for text in draft.texts.values():
                     check_text(text)
         except LuthierError as error:
-            self._refuse(error, number, made)
+            self._refuse(self._advised(error, form, made), number, made)
             return []
         return drafts
+
+    def _advised(self, error: LuthierError, form: Form, made: Made) -> LuthierError:
+        """Return the error with a remedy that was tried. The first bad row alone is tried, as its remedy is told."""
+        if self.template is None or not isinstance(form, Conversation) or made.faults:
+            return error
+        template = self.template.with_settings(form.settings)
+        return advise_change(error, form, template, self.data.train_on == "all")
 
     def _note(self, drafts: list[Draft], made: Made) -> None:
         """Count the row once for each thing that happened to it."""

@@ -10,7 +10,8 @@ from typing import Any
 import attrs
 
 from luthier.data.formats.forms import Conversation
-from luthier.data.tokenise.chat_template import PROBE, ChatTemplate
+from luthier.data.template_calls import PROBE
+from luthier.data.tokenise.chat_template import ChatTemplate
 from luthier.data.tokenise.rendered_parts import Part, last_answer
 from luthier.data.tokenise.spans.answer_prompts import find_answer
 from luthier.data.tokenise.spans.message_spans import find_message
@@ -149,11 +150,9 @@ def find_turn(
     text = whole if last and whole is not None else template.render(messages[: index + 1], tools)
     spans = _tagged(messages, index, tools, template) if template.tagged else []
     start = spans[0][0] if spans else _start(messages, index, tools, template, text, prompt)
-    if not _contains(text[start:], message):
-        problem = f"it changes the text of messages[{index}]"
-        if message.get("tool_calls") and not template.writes_calls:
-            problem = f"it writes no tool calls, but messages[{index}] has some"
-        raise _unprovable(problem, text[start : start + 200])
+    moves = whole is not None and not whole.startswith(text[: _end(text, start, len(text), template)[0]])
+    if not _contains(text[start:], message, ordered=moves):
+        raise _unprovable(_why_changed(message, index, template, text[start:]), text[start : start + 200])
     limit = len(text)
     if spans and not text[spans[-1][1] :].lstrip().startswith(template.closing.lstrip() or template.stop):
         limit = spans[-1][1]  # the tags include the stop token
@@ -166,11 +165,26 @@ def find_turn(
     return _moved(turn, prompt, find_answer(messages, index, tools, template, len(text) - own_spans[0][0]))
 
 
+def _why_changed(message: dict[str, Any], index: int, template: ChatTemplate, text: str) -> str:
+    calls = message.get("tool_calls", ())
+    if calls and not template.writes_calls:
+        return f"it writes no tool calls, but messages[{index}] has some"
+    if calls and _said(message) and _said(message) not in text:
+        return f"it does not write the text of messages[{index}] beside its calls"
+    if calls and all(call["function"]["name"] in text for call in calls) and _said(message):
+        return f"it moves the text of messages[{index}] behind the answers to its calls"
+    if len(calls) > 1:
+        return f"it writes fewer than the {len(calls)} calls of messages[{index}]"
+    return f"it changes the text of messages[{index}]"
+
+
 def _moved(turn: Turn, prompt: str, answer: str | None) -> Turn:
     """Return the answer after the prompt that generation gets. `foreign` is True if it is not known how it follows."""
     (start, _), end = turn.spans[0], turn.spans[-1][1]
     text = prompt + (answer or "")
     by = len(text) - len(turn.text)
+    if turn.text.startswith(prompt[:start]):  # tags may begin before the end of the prompt
+        start += len(os.path.commonprefix([turn.text[start:end], prompt[start:]]))
     said = turn.text[start:end].rpartition(CLOSE)[2].strip()
     if answer is None or not said or not text[: end + by].rstrip().endswith(said):
         return attrs.evolve(turn, foreign=True)
@@ -224,21 +238,22 @@ def _thought_start(text: str, message: dict[str, Any], limit: int) -> int | None
     return begin if is_there else None
 
 
-def _pieces(message: dict[str, Any]) -> list[str]:
-    """Return texts that the answer must contain, in order: its content after any <think> block, its calls' names."""
-    said = message["content"].rpartition(CLOSE)[2].strip()
-    calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
-    return [piece for piece in (said, *calls) if piece]
+def _contains(text: str, message: dict[str, Any], *, ordered: bool) -> bool:
+    """Return True if a text holds an answer: its content after any <think> block, and its calls' names in order.
 
-
-def _contains(text: str, message: dict[str, Any]) -> bool:
-    position = 0
-    for piece in _pieces(message):
-        position = text.find(piece, position)
-        if position < 0:
+    Unless all is `ordered`, the content may stand behind the calls.
+    """
+    said = _said(message)
+    rest = text.partition(said)[2] if ordered and said and said in text else text
+    for call in message.get("tool_calls", ()):
+        before, name, rest = rest.partition(call["function"]["name"])
+        if not name:
             return False
-        position += len(piece)
-    return True
+    return said in text
+
+
+def _said(message: dict[str, Any]) -> str:
+    return str(message["content"].rpartition(CLOSE)[2].strip())
 
 
 def _end(text: str, start: int, limit: int, template: ChatTemplate) -> tuple[int, int | None]:
@@ -269,23 +284,29 @@ def _with_spans(text: str, turns: list[Turn], template: ChatTemplate) -> tuple[s
 
 
 def _unprovable(problem: str, text: str) -> LuthierError:
-    return LuthierError("template-unprovable", f"the chat template cannot be trained on: {problem}", found=text)
+    remedy = "Use a template that writes all of it, or write it as text." if "call" in problem else None
+    problem = f"the chat template cannot be trained on: {problem}"
+    return LuthierError("template-unprovable", problem, found=text, remedy=remedy)
 
 
 def _at_message(error: LuthierError, form: Conversation, template: ChatTemplate) -> LuthierError:
-    """Return a template's refusal with the first message that causes it, and the id of a call that it may mean."""
-    if error.code != "data-row":
-        return error
-    for end in range(1, len(form.messages) + 1):
+    """Return a template's refusal with the message that causes it, and the id of a call that it may mean."""
+    messages = [_bare(message, template) for message in form.messages] if error.code == "data-row" else []
+
+    def refusal(end: int, without: int | None = None) -> str | None:
         try:
-            template.render([_bare(message, template) for message in form.messages[:end]], form.tools)
+            template.render([m for i, m in enumerate(messages[:end]) if i != without], form.tools)
         except LuthierError as early:
-            if early.problem == error.problem:
-                break
-    else:
+            return early.problem
+        return None
+
+    end = next((end for end in range(1, len(messages) + 1) if refusal(end) == error.problem), None)
+    if end is None:
         return error
-    ids = _call_ids(form.messages[end - 1]) if re.search(r"\bids?\b", error.problem, re.IGNORECASE) else ""
-    problem = f"{error.problem} (from messages[{end - 1}] on, role {form.messages[end - 1]['role']}{ids})"
+    # the last one without which the beginning is taken; the template may see the fault only behind it
+    culprit = next((i for i in reversed(range(end)) if end > 1 and refusal(end, i) is None), end - 1)
+    ids = _call_ids(messages[culprit]) if re.search(r"\bids?\b", error.problem, re.IGNORECASE) else ""
+    problem = f"{error.problem} (from messages[{culprit}] on, role {messages[culprit]['role']}{ids})"
     return LuthierError(error.code, problem, found=error.found, remedy=error.remedy)
 
 
