@@ -137,7 +137,7 @@ def a_model_whose_documents_see_each_other(world):
     model.model.layers[0].mlp.register_forward_hook(
         lambda module, inputs, output: output + output.mean(1, keepdim=True)
     )
-    world.train(model=model, tokenizer=tiny_tokenizer(), adapter="full")
+    world.train(model=model, tokenizer=tiny_tokenizer(), adapter="lora")
 
 
 @provokes("model-target", "target_modules", "'q_prj'", "q_proj")

@@ -35,13 +35,15 @@ class Change:
 
 def advise_change(error: LuthierError, form: Conversation, template: ChatTemplate, everything: bool) -> LuthierError:
     """Return the error with the first change that makes the template carry the row as its remedy, if there is one."""
-    for change in _changes(form, template):
+    for change in _changes(form, template) if error.code in OTHERWISE else ():
+        if (change.form, change.template) == (form, template):
+            continue
         try:
             texts = render_conversation(change.form, change.template, everything)
         except LuthierError:
             continue
         if not any(text.lost for text in texts):
-            remedy = f"{change.sentence}{OTHERWISE.get(error.code, '')}"
+            remedy = f"{change.sentence}{OTHERWISE[error.code]}"
             return LuthierError(error.code, error.problem, where=error.where, found=error.found, remedy=remedy)
     return error
 
