@@ -149,8 +149,8 @@ def _without_thought(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _picked(form: Conversation, indices: range) -> Conversation:
-    messages, trained = (tuple(values[i] for i in indices) for values in (form.messages, form.trained))
-    return attrs.evolve(form, messages=messages, trained=trained, flags=())
+    messages = tuple(form.messages[i] for i in indices)
+    return attrs.evolve(form, messages=messages, trained=tuple(form.trained[i] for i in indices), flags=())
 
 
 def _listed(places: list[int]) -> str:
