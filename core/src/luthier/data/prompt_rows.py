@@ -14,7 +14,7 @@ from luthier.data.formats.forms import Conversation
 from luthier.data.formats.recognise_form import FORMATS, convert_row, recognise_format
 from luthier.data.formats.wanted import Wanted
 from luthier.data.prepare import divide_rows, held_share, validation_supplies
-from luthier.data.read.columns import mapped_columns
+from luthier.data.read.columns import advise_columns, mapped_columns
 from luthier.data.read.row import Row
 from luthier.data.stream.source_rows import Supply, make_supplies
 from luthier.errors import LuthierError
@@ -81,7 +81,7 @@ def _talk_format(supply: Supply) -> str | None:
     if form in TALKS:
         return form
     problem = f"these are {form} rows, which have no prompt"
-    remedy = "Name the column of the prompt: data.columns: {prompt: question}."
+    remedy = f"Name the column of the prompt: {advise_columns('prompt: question', supply.source.path)}."
     raise LuthierError("data-format", problem, where=supply.source.path, remedy=remedy)
 
 

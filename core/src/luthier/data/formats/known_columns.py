@@ -15,6 +15,7 @@ from luthier.data.formats.conversations import KEPT, MEDIA
 from luthier.data.formats.documents import MASKS
 from luthier.data.formats.message_flags import FLAGS, NUMBERS, OPPOSITES
 from luthier.data.formats.wanted import Wanted
+from luthier.data.read.columns import advise_columns
 from luthier.data.read.row import Row
 from luthier.errors import LuthierError
 
@@ -80,13 +81,14 @@ def _check_verdict(values: Mapping[str, Any], form: str, wanted: Wanted, columns
         value = values.get(name)
         if name not in columns and (value is False or (isinstance(value, str) and value.lower() == "false")):
             problem = "the row marks its answer as one to avoid, but the loss would train it"
-            remedy = f"Choose a loss for such rows, drop them with bad_rows: drop, or set columns: {{{name}: ignore}}."
+            ignored = advise_columns(f"{name}: ignore")
+            remedy = f"Choose a loss for such rows, drop them with bad_rows: drop, or set {ignored}."
             raise LuthierError("data-avoided", problem, where=name, found=value, remedy=remedy)
 
 
 def _unread(name: str, value: object, said: str, *, weigh: bool = False) -> LuthierError:
-    read = f"Set columns: {{weight: {name}}} to multiply the row's loss by it, or" if weigh else "Set"
-    remedy = f"{read} columns: {{{name}: ignore}} to train without it."
+    weighed = f"To multiply the row's loss by it, set columns: {{weight: {name}}}. " if weigh else ""
+    remedy = f"{weighed}To train without it, set {advise_columns(f'{name}: ignore')}."
     return LuthierError("data-column", f"column {name!r} {said}", where=name, found=value, remedy=remedy)
 
 

@@ -15,6 +15,7 @@ from luthier.data.formats.forms import Form, Texts
 from luthier.data.formats.known_columns import ROW_FLAGS, check_columns, own_values, row_weight
 from luthier.data.formats.pairs import from_preference, from_unpaired
 from luthier.data.formats.wanted import TOKENS, Wanted
+from luthier.data.read.columns import advise_columns
 from luthier.data.read.packed_rows import PackedRows
 from luthier.data.read.row import Row
 from luthier.errors import LuthierError
@@ -184,7 +185,7 @@ def _none(counts: dict[str, int], sample: Sequence[Row], name: str) -> LuthierEr
         forms = [FORMATS[name] for name in counts]
         known = ", ".join(f"{f.name} ({', '.join('|'.join(group) for group in f.needs)})" for f in forms)
         problem = f"the rows fit no known format; columns present: {', '.join(columns)}"
-        remedy = f"{_mapping(columns)} Formats and their columns: {known}."
+        remedy = f"{_mapping(columns, name)} Formats and their columns: {known}."
         return LuthierError("data-format", problem, where=name, remedy=remedy)
     best = FORMATS[max(near, key=lambda form: near[form])]
     first = next(row.where for row in sample if not best.fits(row.values))
@@ -193,10 +194,10 @@ def _none(counts: dict[str, int], sample: Sequence[Row], name: str) -> LuthierEr
     return LuthierError("data-format", problem, where=name)
 
 
-def _mapping(columns: Sequence[str]) -> str:
+def _mapping(columns: Sequence[str], path: str) -> str:
     """Return advice that names the data's own columns if they look like question and answer."""
     ask = next((name for name in QUESTIONS if name in columns), None)
     tell = next((name for name in ANSWERS if name in columns), None)
     if ask and tell:
-        return f"Set columns: {{prompt: {ask}, completion: {tell}}}."
-    return "Name the columns, such as data: {path: FILE, columns: {prompt: question, completion: answer}}."
+        return f"Set {advise_columns(f'prompt: {ask}, completion: {tell}', path)}."
+    return f"Name the columns, such as {advise_columns('prompt: question, completion: answer', path)}."

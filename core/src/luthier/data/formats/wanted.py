@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from luthier.data.read.columns import advise_columns
 from luthier.data.read.row import Row
 from luthier.errors import LuthierError, suggest_nearest
 
@@ -80,7 +81,7 @@ def _value_of(row: Row, name: str) -> Any:
         problem, remedy = f"column {name!r} is empty, but the loss reads it", "Give the row a value."
         raise LuthierError("data-column", problem, where=row.where, remedy=remedy)
     hint = suggest_nearest(name, sorted(row.values))
-    remedy = f"{hint} Map another one with data.columns: {{{name}: ...}}."
+    remedy = f"{hint} Map another one with {advise_columns(f'{name}: COLUMN')}."
     raise LuthierError(
         "data-column", f"there is no column {name!r}, which the loss reads", where=row.where, remedy=remedy
     )

@@ -17,6 +17,12 @@ IGNORE: Final = "ignore"  # written instead of a column's name: the column is no
 Templates = dict[str, list[tuple[str, str | None]]]  # our column -> each text with the field after it
 
 
+def advise_columns(mapping: str, path: str = "FILE") -> str:
+    """Return how a source's columns are mapped: in a recipe, and on the command line."""
+    mapped = f"columns: {{{mapping}}}"
+    return f"{mapped} in the recipe's source, or write --data '{{path: {path}, {mapped}}}'"
+
+
 @attrs.frozen(kw_only=True)
 class Mapping:
     """The mapping of a source's columns."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 import attrs
 
 from luthier.data.formats.forms import Conversation
+from luthier.data.read.columns import advise_columns
 from luthier.data.tokenise.chat_template import ChatTemplate
 from luthier.data.tokenise.supervised_spans import render_conversation
 from luthier.data.tokenise.thoughts import split_thought
@@ -59,7 +60,9 @@ def _changes(form: Conversation, template: ChatTemplate) -> Iterator[Change]:
     for sentence, joined in (*_parted_calls(form), _joined_systems(form), _joined_neighbours(form)):
         yield Change(sentence, joined, template)
     if form.tools:
-        yield Change("Leave the tools out: columns: {tools: ignore}.", attrs.evolve(form, tools=None), template)
+        yield Change(
+            f"Leave the tools out: {advise_columns('tools: ignore')}.", attrs.evolve(form, tools=None), template
+        )
     bare = tuple(_without_thought(message) for message in form.messages)
     yield Change("Take the thoughts out of the row.", form.with_messages(bare), template)
     first = next((i for i, message in enumerate(form.messages) if message["role"] not in ("assistant", "tool")), 0)
