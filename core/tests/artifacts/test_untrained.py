@@ -11,9 +11,9 @@ import torch
 from luthier.artifacts import untrained
 from luthier.artifacts.note import Prompting, make_note
 from luthier.builtin.none import Unquantized
-from luthier.model.weights import sampled_state
 from luthier.model.weights.dense_files import Files, save_model
-from luthier.model.weights.sampled_files import check_sample
+from luthier.model.weights.sampled import sampled_state
+from luthier.model.weights.sampled.sampled_files import check_sample
 from luthier.plugins.contracts.values import Group
 from luthier.plugins.records import NoOptions
 from luthier.recipe import Recipe

@@ -22,8 +22,8 @@ from luthier.errors import LuthierError
 from luthier.logs import get_logger, muted_logs
 from luthier.model.foreign import describe_error
 from luthier.model.weights.dense_files import Files, save_model
-from luthier.model.weights.sampled_files import check_sample
-from luthier.model.weights.sampled_state import sampled_state
+from luthier.model.weights.sampled.sampled_files import check_sample
+from luthier.model.weights.sampled.sampled_state import sampled_state
 from luthier.plugins.contracts.protocols import Adapter, Quantizer
 from luthier.plugins.contracts.values import Progress
 from luthier.randomness import keep_randomness

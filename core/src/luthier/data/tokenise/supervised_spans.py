@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from typing import Any
 
 import attrs
@@ -12,6 +11,7 @@ import attrs
 from luthier.data.formats.forms import Conversation
 from luthier.data.template_calls import PROBE
 from luthier.data.tokenise.chat_template import ChatTemplate
+from luthier.data.tokenise.refusals.culprits import name_culprit
 from luthier.data.tokenise.rendered_parts import Part, last_answer
 from luthier.data.tokenise.spans.answer_prompts import find_answer
 from luthier.data.tokenise.spans.message_spans import find_message
@@ -63,7 +63,8 @@ def render_conversation(form: Conversation, template: ChatTemplate, everything: 
         made, foreign = _rendered(given, template, everything)
         lost = _find_lost(given, template, [text.text for text in made], everything)
     except LuthierError as error:
-        raise _at_message(error, form, template).at(form.where) from None
+        bare = [_bare(message, template) for message in form.messages]
+        raise name_culprit(error, bare, form.tools, template).at(form.where) from None
     if not lost and not foreign:
         if len(made) == 1 and not everything and not made[0].remarks:
             template.plans.learn(form, template, made[0].text, made[0].spans)
@@ -287,29 +288,3 @@ def _unprovable(problem: str, text: str) -> LuthierError:
     remedy = "Use a template that writes all of it, or write it as text." if "call" in problem else None
     problem = f"the chat template cannot be trained on: {problem}"
     return LuthierError("template-unprovable", problem, found=text, remedy=remedy)
-
-
-def _at_message(error: LuthierError, form: Conversation, template: ChatTemplate) -> LuthierError:
-    """Return a template's refusal with the message that causes it, and the id of a call that it may mean."""
-    messages = [_bare(message, template) for message in form.messages] if error.code == "data-row" else []
-
-    def refusal(end: int, without: int | None = None) -> str | None:
-        try:
-            template.render([m for i, m in enumerate(messages[:end]) if i != without], form.tools)
-        except LuthierError as early:
-            return early.problem
-        return None
-
-    end = next((end for end in range(1, len(messages) + 1) if refusal(end) == error.problem), None)
-    if end is None:
-        return error
-    # the last one without which the beginning is taken; the template may see the fault only behind it
-    culprit = next((i for i in reversed(range(end)) if end > 1 and refusal(end, i) is None), end - 1)
-    ids = _call_ids(messages[culprit]) if re.search(r"\bids?\b", error.problem, re.IGNORECASE) else ""
-    problem = f"{error.problem} (from messages[{culprit}] on, role {messages[culprit]['role']}{ids})"
-    return LuthierError(error.code, problem, found=error.found, remedy=error.remedy)
-
-
-def _call_ids(message: dict[str, Any]) -> str:
-    ids = [call.get("id") for call in message.get("tool_calls", ())] or [message.get("tool_call_id")]
-    return f", id {', '.join('none' if one is None else repr(one) for one in ids)}"

@@ -16,7 +16,7 @@ from luthier.errors import LuthierError, suggest_nearest
 from luthier.logs import get_logger
 from luthier.model.load import quiet
 from luthier.model.model_config import config_of
-from luthier.model.weights.sampled_state import sample_state
+from luthier.model.weights.sampled.sampled_state import sample_state
 from luthier.recipe.checks.saving_checks import shard_bytes
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from luthier.data.template_calls import Messages
-from luthier.data.tokenise.chat_template import PROBE, ChatTemplate
+from luthier.data.template_calls import PROBE, Messages
+from luthier.data.tokenise.chat_template import ChatTemplate
 from luthier.errors import LuthierError
 
 
