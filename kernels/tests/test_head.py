@@ -59,6 +59,20 @@ def test_many_tiles_and_blocks_are_one_head(monkeypatch, trains):
     assert max(differences(both(states, weight, bias, labels, (1.0, 4.0), trains), expected)) < 2e-5
 
 
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 40), elements=st.integers(16, 128), trains=st.booleans())
+def test_spans_of_unlike_lengths_have_room_for_their_tiles(rows, elements, trains):
+    torch.manual_seed(rows)
+    states, weight, labels = torch.randn(rows, 5), torch.randn(70, 5), torch.randint(70, (rows,))
+    expected = both(states, weight, None, labels, (1.0, None), trains, logprobs.reference_score, exact=True)
+    with pytest.MonkeyPatch.context() as patch:  # tiles as small as the model
+        patch.setattr(logprobs, "ROWS", 8)
+        patch.setattr(logprobs, "NARROWEST", 1)
+        patch.setattr(logprobs, "ELEMENTS", {"cpu": elements})
+        found = both(states, weight, None, labels, (1.0, None), trains)
+    assert max(differences(found, expected)) < 2e-5
+
+
 @pytest.mark.parametrize("size", [1e4, 1e-30])
 def test_logits_of_any_size_stay_finite(size):
     states, weight, labels = torch.eye(3) * size, torch.eye(3), torch.tensor([0, 1, 0])

@@ -137,8 +137,9 @@ def _each_tile(rows: Tensor, weight: Tensor, room: Tensor) -> Iterator[tuple[int
 
 
 def _room(states: Tensor, weight: Tensor) -> Tensor:
-    longest = max((span.stop - span.start for span in _spans(len(states))), default=0)
-    return states.new_empty(longest * min(_columns(states[:longest]), len(weight)))
+    """Return memory for the largest tile. It may be one of a shorter span, which has more columns."""
+    counts = {span.stop - span.start for span in _spans(len(states))}
+    return states.new_empty(max((n * min(_columns(states[:n]), len(weight)) for n in counts), default=0))
 
 
 def _columns(rows: Tensor) -> int:
