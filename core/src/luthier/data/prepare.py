@@ -169,6 +169,12 @@ def form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) -> 
     if form == "auto" or wanted.kind == "documents":
         form = recognise_format(rows, source.path, mapped_columns(source), wanted.kind)
     check_row_kind(form, wanted.kind, source.path)
+    _check_form(form, data, source, wanted)
+    return form
+
+
+def _check_form(form: str, data: Data, source: Source, wanted: Wanted) -> None:
+    """Raise `recipe-conflict` for settings that rows of this format, or the loss that takes them, cannot follow."""
     if data.block_size is not None and form not in BLOCKED:
         problem = f"blocks are made of {' and '.join(BLOCKED)} rows, but these are {form} rows"
         remedy = "Leave block_size out, or give documents."
@@ -188,7 +194,6 @@ def form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) -> 
         problem, remedy = f"a loss of {wanted.kind} rows does not weigh its rows", "Leave weight out."
         raise LuthierError("recipe-conflict", problem, where=f"{source.path}: weight", found=source.weight,
                            remedy=remedy)  # fmt: skip
-    return form
 
 
 def validation_supplies(data: Data, given: Any, *, telling: bool) -> list[Supply]:
