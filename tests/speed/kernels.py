@@ -185,16 +185,16 @@ def step_ternary(arguments: argparse.Namespace, factor: int = 1) -> tuple[Any, .
 
     def theirs() -> None:
         states = single.clone().requires_grad_()
-        _fake_quantized(states, weight).backward(upstream)
+        fake_quantized(states, weight).backward(upstream)
         weight.grad = None
 
     with torch.no_grad():
         found = multiply_ternary(single, weight, *quantize_ternary(weight))
-        expected = _fake_quantized(single, weight)
+        expected = fake_quantized(single, weight)
     return ours, theirs, {"forward_difference": float((found - expected).norm() / expected.norm())}
 
 
-def _fake_quantized(states: Tensor, weight: Tensor) -> Tensor:
+def fake_quantized(states: Tensor, weight: Tensor) -> Tensor:
     """BitNet's layer in plain torch: both roundings straight through."""
     import torch
 

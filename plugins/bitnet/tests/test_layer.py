@@ -2,6 +2,7 @@
 
 import copy
 
+import attrs
 import pytest
 import torch
 from luthier import LuthierError, Multipliers, Progress
@@ -153,9 +154,9 @@ def test_a_schedule_is_followed_in_steps_or_epochs(schedule, expected):
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ({"start_step": 5, "end_step": 2}, ("schedule", "2", "5")),
-        ({"start_epoch": 1.0, "end_epoch": 0.5}, ("schedule",)),
-        ({"start_epoch": 1.0, "end_step": 5}, ("schedule",)),
+        ({"start_step": 5, "end_step": 2}, ("end_step", "2", "5")),
+        ({"start_epoch": 1.0, "end_epoch": 0.5}, ("end_epoch: the schedule's end, 0.5",)),
+        ({"start_epoch": 1.0, "end_step": 5}, ("end_step", "epochs or in steps")),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(schedule, message):
@@ -163,6 +164,16 @@ def test_a_schedule_that_cannot_be_is_refused(schedule, message):
         Schedule(**schedule)
     assert all(fact in str(caught.value) for fact in message)
     assert caught.value.code == "recipe-conflict"
+
+
+@pytest.mark.parametrize(("end", "purpose", "warnings"), [(8, "train", 1), (4, "train", 0), (8, "open", 0)])
+def test_a_run_that_ends_before_its_schedule_is_told_so_once(end, purpose, warnings, capsys):
+    model = tiny_model()
+    part = TernaryQuantizer(Ternary(schedule=Schedule(end_step=end)))
+    part.apply(model, attrs.evolve(context(model), purpose=purpose))
+    for step in (0, 3, 4, 4):
+        part.progressed(Progress(step=step, total_steps=4, epoch=0.0))
+    assert capsys.readouterr().err.count("the run ended before the schedule") == warnings
 
 
 def test_in_the_second_stage_the_rate_falls_and_weights_decay_no_longer():

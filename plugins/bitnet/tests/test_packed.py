@@ -5,12 +5,15 @@ import json
 import pytest
 import torch
 from luthier import LuthierError, Progress
+from luthier.demo import MODEL
+from luthier.testing import expect_error
 from luthier.testing.contexts import context
 from luthier.testing.worlds import tiny_model
-from luthier_bitnet import Bitnet, Schedule, Ternary, save_packed
+from luthier_bitnet import Bitnet, Packed, Schedule, Ternary, save_packed
+from luthier_bitnet.exporter import PackedExporter
 from luthier_bitnet.quantizer import TernaryQuantizer, find_layers
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 IDS = torch.arange(10, 22)[None]
 
@@ -33,6 +36,33 @@ def test_transformers_reads_it_and_gives_the_same_logits(tmp_path, convention, k
         with torch.no_grad():
             ours, theirs = (m(IDS, use_cache=False).logits for m in (model, read))
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    """The embedded model in ternary form, which has layers enough that a code on an edge changes what follows."""
+    model = AutoModelForCausalLM.from_pretrained(MODEL, local_files_only=True, dtype=torch.float32).eval()
+    TernaryQuantizer(Bitnet()).apply(model, context(model))
+    return model, AutoTokenizer.from_pretrained(MODEL, local_files_only=True)
+
+
+@pytest.mark.parametrize("weight_scale", ["divide", "multiply"])
+def test_codes_that_fall_to_either_side_are_no_mismatch(tmp_path, embedded, weight_scale):
+    exporter = PackedExporter(Packed(weight_scale=weight_scale))
+    exporter.export(*embedded, tmp_path)
+    found = exporter.verify(*embedded, tmp_path)
+    assert found["logits, relative"] < 1e-4
+
+
+def test_a_scale_that_is_a_tenth_off_is_a_mismatch(tmp_path, embedded):
+    exporter = PackedExporter(Packed())
+    exporter.export(*embedded, tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.2.mlp.down_proj.weight_scale"] *= 1.1
+    save_file(tensors, file, {"format": "pt"})
+    with expect_error("artifact-mismatch", str(tmp_path), "logits of every row"):
+        exporter.verify(*embedded, tmp_path)
 
 
 def test_it_takes_two_bits_a_weight(tmp_path):

@@ -57,6 +57,19 @@ def test_each_unit_of_weights_takes_no_more_values_than_its_bits_have(bits, gran
         assert step is None or torch.allclose(found.abs()[found != 0], step)
 
 
+@pytest.mark.parametrize(("per_channel", "granularity"), [(True, "row"), (False, "tensor")])
+def test_per_channel_is_another_name_of_granularity(per_channel, granularity):
+    named, expected = a_layer(Qat(per_channel=per_channel)), a_layer(Qat(granularity=granularity))
+    assert torch.equal(named.dense(), expected.dense())
+    assert not torch.equal(named.dense(), a_layer(Qat(per_channel=not per_channel)).dense())
+
+
+@pytest.mark.parametrize(("per_channel", "granularity"), [(True, "tensor"), (True, "group"), (False, "group")])
+def test_per_channel_and_another_granularity_are_refused(per_channel, granularity):
+    with expect_error("recipe-conflict", "per_channel", granularity):
+        Qat(per_channel=per_channel, granularity=granularity)
+
+
 def test_known_answers():
     values = torch.tensor([[-1.0, -0.4, 0.1, 0.6, 1.0]])
     cases = {

@@ -27,11 +27,12 @@ class Schedule:
         epochs, steps = (self.start_epoch, self.end_epoch), (self.start_step, self.end_step)
         if any(v is not None for v in epochs) and any(v is not None for v in steps):
             problem = "a schedule must be in epochs or in steps, not in both"
-            raise LuthierError("recipe-conflict", problem, where="schedule", remedy="Leave one pair of them out.")
+            raise LuthierError("recipe-conflict", problem, where="end_step", remedy="Leave one pair of them out.")
         start, end = self.bounds()
         if end < start:
             problem = f"the schedule's end, {end:g}, is before its start, {start:g}"
-            raise LuthierError("recipe-conflict", problem, where="schedule", remedy="Set an end that is not earlier.")
+            place = "end_epoch" if self.start_step is None and self.end_step is None else "end_step"
+            raise LuthierError("recipe-conflict", problem, where=place, remedy="Set an end that is not earlier.")
 
     def bounds(self) -> tuple[float, float]:
         """Return start and end in epochs or steps. An end that is not given equals the start."""

@@ -8,6 +8,7 @@ from typing import Any
 from luthier import Context, LuthierError, Multipliers, Progress, check_finite_weights, get_logger
 from torch import Tensor, nn
 
+from luthier_bitnet.ending import Ending
 from luthier_bitnet.layer import Form, Stage, TernaryLinear
 from luthier_bitnet.options import Bitnet, Ternary
 from luthier_bitnet.sub_norms import choose_sizes
@@ -32,7 +33,7 @@ class TernaryQuantizer:
             tuned=options.tuning.tries,
         )
         self.layers: dict[str, TernaryLinear] = {}
-        self.tuner = Tuner(options.tuning)
+        self.tuner, self.ending = Tuner(options.tuning), Ending(self.name)
         self.needs_metrics = self.tuner.needs_metrics
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
@@ -41,6 +42,7 @@ class TernaryQuantizer:
         Raises `model-target` if an entry of `skip_modules` names no module, `part-unsupported` if no layer is chosen or
         the model is quantized already, and `bitnet:nonfinite-weight` if a weight holds NaN or infinity.
         """
+        self.ending.purpose = context.purpose
         if self.options.sub_norms:
             self.mergeable = False  # plain layers have no norms of their own
         ternary_layers, chosen = find_layers(model), choose_layers(model, self.options.skip_modules, self.name)
@@ -78,6 +80,7 @@ class TernaryQuantizer:
     def progressed(self, progress: Progress) -> Multipliers:
         """Set the stage of the layers. In the second stage the rate falls and weight decay ends."""
         self.stage.share = self.options.schedule.share(progress)
+        self.ending.look(progress, self.stage.share)
         start, rate = self.options.second_stage_start, self.options.second_stage_lr
         if start is None or not progress.total_steps or progress.step < start * progress.total_steps:
             return Multipliers()

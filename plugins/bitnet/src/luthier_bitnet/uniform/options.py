@@ -50,6 +50,9 @@ class Qat:
     group_size: int = option(
         128, help="With granularity group: number of neighbours in a row that share a scale.", low=1
     )
+    per_channel: bool | None = option(
+        None, help="What other tools call granularity: true is `row`, false is `tensor`; none: granularity says it."
+    )
     observer: Observer = option("mse", help=OBSERVER)
     percentile: float = option(
         99.9, help="With observer percentile: the percentage of values inside the range.", low=50, high=100
@@ -77,8 +80,17 @@ class Qat:
         "parts of names.",
     )
 
+    @property
+    def sharing(self) -> str:
+        """Return the weights that share a scale: tensor, row or group."""
+        if self.per_channel is None:
+            return self.granularity
+        return "row" if self.per_channel else "tensor"
+
     def __attrs_post_init__(self) -> None:
+        named = {True: ("row",), False: ("tensor", "row"), None: ("tensor", "row", "group")}  # row is the default
         problems = [
+            (self.granularity not in named[self.per_channel], f"granularity is {self.granularity}", "per_channel"),
             (self.learn_scale and not self.symmetric, "a learned scale needs symmetric levels", "symmetric"),
             (self.learn_scale and bool(self.bits_stages), "a learned scale needs one number of bits", "bits_stages"),
             (self.learn_scale and self.tuning.tries, "a learned scale is not tuned", "tuning"),

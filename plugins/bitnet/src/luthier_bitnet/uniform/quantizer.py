@@ -9,6 +9,7 @@ import torch
 from luthier import Context, LuthierError, Multipliers, Progress, check_finite_weights, get_logger
 from torch import Tensor, nn
 
+from luthier_bitnet.ending import Ending
 from luthier_bitnet.targets import choose_layers
 from luthier_bitnet.tuning import Tuner
 from luthier_bitnet.uniform.grid import Estimator, Levels
@@ -25,7 +26,7 @@ class UniformQuantizer:
         self.options, self.phase = options, Phase(bits=options.bits)
         self.name = "qat_activations" if isinstance(options, QatActivations) else "qat"
         self.layers: dict[str, UniformLinear] = {}
-        self.tuner = Tuner(options.tuning)
+        self.tuner, self.ending = Tuner(options.tuning), Ending(self.name)
         self.needs_metrics = self.tuner.needs_metrics
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
@@ -34,6 +35,7 @@ class UniformQuantizer:
         Raises what `ternary` raises, and `part-unsupported` if ranges would differ from rank to rank.
         """
         self._check_ranks()
+        self.ending.purpose = context.purpose
         self.layers, chosen = find_uniform(model), choose_layers(model, self.options.skip_modules, self.name)
         if not chosen and not self.layers:
             problem = f"quantizer '{self.name}' finds no linear layer to quantize"
@@ -70,6 +72,7 @@ class UniformQuantizer:
         if bits != phase.bits:
             log.info("stage", quantizer=self.name, bits=bits, step=progress.step)
         phase.bits, phase.share, phase.step = bits, o.schedule.share(progress), progress.step
+        self.ending.look(progress, phase.share)
         if isinstance(o, QatActivations) and o.online_calibration:
             phase.calibrating = progress.step % o.calibration_frequency == 0
         return Multipliers()
@@ -94,7 +97,7 @@ class UniformQuantizer:
     def _weights(self) -> Weights:
         o = self.options
         return Weights(
-            group={"tensor": -1, "row": 0, "group": o.group_size}[o.granularity],
+            group={"tensor": -1, "row": 0, "group": o.group_size}[o.sharing],
             symmetric=o.symmetric,
             observer=o.observer,
             percentile=o.percentile,

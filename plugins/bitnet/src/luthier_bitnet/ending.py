@@ -1,0 +1,30 @@
+"""The end of a run before that of its schedule, whose weights are then still partly exact."""
+
+from __future__ import annotations
+
+import attrs
+from luthier import Progress, get_logger
+
+log = get_logger()
+
+
+@attrs.define
+class Ending:
+    """Warns once if a run has trained all its steps and its quantizer's schedule has not ended."""
+
+    quantizer: str
+    purpose: str = "train"
+    warned: bool = False
+
+    def look(self, progress: Progress, share: float) -> None:
+        """Look at how far the run and, by its share of rounding, the schedule are."""
+        is_over = progress.total_steps is not None and 0 < progress.total_steps <= progress.step
+        if self.purpose != "train" or self.warned or share >= 1 or not is_over:
+            return
+        self.warned = True
+        log.warning(
+            "the run ended before the schedule",
+            quantizer=self.quantizer,
+            rounded=round(share, 3),
+            remedy="Let the schedule end within the run: the saved weights are still partly exact.",
+        )
