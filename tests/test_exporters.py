@@ -91,6 +91,28 @@ def test_a_run_is_written_whole_with_its_adapter_folded_in(arrays, run, tmp_path
         torch.testing.assert_close(torch.from_numpy(held[name]), value, rtol=1e-6, atol=1e-7)
 
 
+TEXTS = {"prompt": "How many?", "completion": "1"}
+CHAT = {"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "1"}]}
+
+
+@pytest.mark.parametrize(("row", "is_chat"), [(TEXTS, False), (CHAT, True)])
+def test_a_format_gets_the_chat_template_only_of_what_was_trained_as_a_chat(
+    arrays, train, monkeypatch, tmp_path, row, is_chat
+):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{json.dumps(row)}\n" * 8)
+    trained, seen = train(max_steps=1, data=str(path)), []
+
+    def verify(self, model, tokenizer, folder):
+        seen.append(tokenizer.chat_template is not None)
+        return {}
+
+    monkeypatch.setattr(ArraysExporter, "verify", verify)
+    luthier.export(trained.output_path, "arrays")
+    assert seen == [is_chat]
+    assert (trained.artifact / "chat_template.jinja").exists()  # the run's own files keep it
+
+
 def test_the_command_tells_folder_files_and_differences(arrays, run, command, tmp_path):
     words = [
         "export",

@@ -57,6 +57,11 @@ def test_a_tag_that_a_setting_provides_is_told_with_every_way_to_write_it():
         check_compatibility([part("loss", "learn", needs="teacher"), FULL], {"dense-weights": "the model"})
 
 
+def test_full_training_of_a_quantized_base_is_told_both_ways_out():
+    with expect_error("part-incompatible", None, "quantizer", "lora"):
+        check_compatibility([FULL, NF4], {})
+
+
 def test_every_reason_is_told():
     with pytest.raises(LuthierError) as caught:
         check_compatibility([FULL, NF4, DPO], {})

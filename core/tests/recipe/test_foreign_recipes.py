@@ -332,3 +332,27 @@ def test_many_unknown_options_are_counted_beyond_the_first_hundred():
 def test_variables_of_the_free_prefix_belong_to_others():
     recipe = load_recipe({"model": "demo", "data": "r.jsonl"}, environ={"LUTHIER_X_ANYTHING": "1"}).recipe
     assert recipe.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "written"),
+    [
+        ("adapter.load_in_4bit", "true", "quantizer: nf4"),
+        ("adapter.quantizer", "nf4", "quantizer: nf4"),
+        ("adapter.learning_rate", "0.5", "learning_rate: 0.5"),
+        ("optimizer.max_length", "64", "data.max_length: 64"),
+    ],
+)
+def test_a_setting_of_the_run_within_a_part_is_told_where_it_stands(option, value, written):
+    flags = parse_flags(["--model", "demo", "--data", "rows.jsonl", "--adapter", "lora", f"--{option}", value])
+    with pytest.raises(LuthierError) as caught:
+        load_recipe(None, flags)
+    assert (caught.value.code, caught.value.where) == ("recipe-unknown-option", f"--{option}")
+    assert caught.value.remedy.endswith(f"write {written}.")
+
+
+def test_an_option_of_another_tool_within_a_part_is_still_told_the_parts_own_name():
+    flags = parse_flags(["--model", "demo", "--data", "rows.jsonl", "--adapter", "lora", "--adapter.rank", "4"])
+    with pytest.raises(LuthierError) as caught:
+        load_recipe(None, flags)
+    assert caught.value.remedy == "Did you mean 'r'?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -68,6 +69,7 @@ def export_model(
     opened = source.open_model()
     as_trained = getattr(exporter, "quantized", False)
     model, tokenizer = (opened.model, opened.tokenizer) if as_trained else plain_model(opened)
+    tokenizer = _as_prompted(tokenizer, opened.note)
     differences = _write(exporter, model, tokenizer, folder, opened.note)
     files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
     log.info("exported", folder=str(folder), format=part.name, differences=differences)
@@ -104,6 +106,16 @@ def plain_model(opened: Opened) -> tuple[Any, Any]:
     if opened.quantizer is None:
         return opened.model, opened.tokenizer
     return merged_copy(opened.model, opened.adapter, opened.quantizer), opened.tokenizer
+
+
+def _as_prompted(tokenizer: Any, note: Mapping[str, Any]) -> Any:
+    """Return the tokenizer as the model's prompts were made: without a chat template where they were plain texts."""
+    if note.get("prompts") != "plain" or tokenizer.chat_template is None:
+        return tokenizer
+    log.info("no chat template in the export", because="the run was trained on plain prompts")
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = None
+    return tokenizer
 
 
 def _check_free(folder: Path) -> None:

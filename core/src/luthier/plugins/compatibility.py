@@ -49,9 +49,11 @@ def check_compatibility(chosen: Sequence[Chosen], given: Mapping[str, str]) -> N
         raise LuthierError("part-incompatible", "; ".join(reasons), remedy=" ".join(given_by_user) or None)
 
 
-WAYS: Final = {  # tags that a user's own setting provides -> how it is written
+WAYS: Final = {  # tags that a user's own choice provides -> how it is written
     "teacher": "Write teacher: MODEL, which is a hub's name, a model's folder, a run's folder, or demo; or teacher: "
     "{model: MODEL, quantizer: ..., adapter: ...}; or choose another loss.",
+    "dense-weights": "Leave the quantizer out, or choose an adapter that trains beside quantized weights, such as "
+    "lora.",
 }
 GIVERS: Final = {
     "dense-weights": "quantizer",

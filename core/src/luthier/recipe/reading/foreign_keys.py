@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -9,10 +10,13 @@ from typing import Any, Final
 
 from luthier.error_lists import flatten_errors
 from luthier.errors import LuthierError
+from luthier.plugins.fields.hints import field_hints
 from luthier.plugins.structure import bare_value
-from luthier.recipe.reading.aliases import ALIASES
+from luthier.recipe.parts import FIELDS
+from luthier.recipe.reading.aliases import ALIASES, READINGS
 from luthier.recipe.reading.draft import Draft, label_error
 from luthier.recipe.reading.foreign_table import CASES, INSTEAD, LEAVE, MISREAD, REASONS, UNREAD, VALUE, VALUES
+from luthier.recipe.schema import Settings
 
 WORD: Final = re.compile(r"\w+")
 FOREIGN: Final = {key: reason for reason, keys in REASONS.items() for key in keys.split()}
@@ -95,6 +99,24 @@ def _meant_option(path: str, known: str) -> str | None:
     return next((own for section, _, own in meant if section == kind and own in names), None)
 
 
+def _setting_beside(path: str, value: Any, known: str) -> str | None:
+    """Return the remedy for a setting of the run that was written as an option of a part; None if it is none.
+
+    A part's own option of nearly that name, which `known` then suggests, is likelier meant than another tool's name.
+    """
+    kind, _, option = path.rpartition(".")
+    meant = {option: value} if option in field_hints(Settings) else {}
+    if kind not in FIELDS or (known.startswith("Did") and not meant):
+        return None
+    if option in READINGS:
+        with contextlib.suppress(LuthierError):  # a value that the setting does not take either
+            meant = READINGS[option](value)
+    elif option in ALIASES and not ALIASES[option].startswith(f"{kind}."):
+        meant = {ALIASES[option]: value}
+    written = " and ".join(f"{name}: {_shown(given)}" for name, given in meant.items())
+    return f"It stands beside {kind}, not in it: write {written}." if written else None
+
+
 def _explained(error: LuthierError, tree: Mapping[str, Any]) -> LuthierError:
     path = (error.where or "").rpartition(": ")[2].lstrip("-")
     value = _value_at(tree, path)
@@ -108,9 +130,10 @@ def _explained(error: LuthierError, tree: Mapping[str, Any]) -> LuthierError:
         answer = UNREAD[path][1:]
     if answer is None:
         meant = _meant_option(path, error.remedy or "")
-        if meant is None:
+        remedy = _setting_beside(path, value, error.remedy or "") if meant is None else f"Did you mean {meant!r}?"
+        if remedy is None:
             return error
-        answer = error.problem, f"Did you mean {meant!r}?"
+        answer = error.problem, remedy
     return LuthierError(error.code, answer[0], where=error.where, found=error.found, remedy=answer[1])
 
 
