@@ -130,10 +130,10 @@ def _explained(error: LuthierError, tree: Mapping[str, Any]) -> LuthierError:
         answer = UNREAD[path][1:]
     if answer is None:
         meant = _meant_option(path, error.remedy or "")
-        remedy = _setting_beside(path, value, error.remedy or "") if meant is None else f"Did you mean {meant!r}?"
-        if remedy is None:
+        advice = _setting_beside(path, value, error.remedy or "") if meant is None else f"Did you mean {meant!r}?"
+        if advice is None:
             return error
-        answer = error.problem, remedy
+        answer = error.problem, advice
     return LuthierError(error.code, answer[0], where=error.where, found=error.found, remedy=answer[1])
 
 
