@@ -154,7 +154,7 @@ def run_settings(draw):
         del chosen["max_grad_norm"]  # refused, as it would clip every gradient to nothing
     sources = st.lists(
         st.builds(attrs.evolve, instances(Source), path=TEXT.map(lambda t: f"rows{t}")), min_size=1, max_size=2
-    )
+    ).map(unweighted_alone)
     validation = draw(st.floats(0.01, 0.5) | sources)
     data = attrs.evolve(draw(instances(Data)), train=draw(sources), validation=validation)
     data = attrs.evolve(data, streaming=data.streaming and not isinstance(validation, float))
@@ -163,6 +163,11 @@ def run_settings(draw):
     chosen |= {"max_tokens_per_device": "auto"} if data.block_size is not None else {}
     model = attrs.evolve(draw(instances(Model)), name_or_path=draw(TEXT.filter(bool)))
     return {"model": attrs.asdict(model), "data": attrs.asdict(data), **chosen}
+
+
+def unweighted_alone(sources):
+    """The sources; an only one without a weight, which is refused as it changes nothing."""
+    return sources if len(sources) > 1 else [attrs.evolve(sources[0], weight=1.0)]
 
 
 def test_every_setting_survives_plain_data_and_a_file(plugins, tmp_path):
