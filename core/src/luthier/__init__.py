@@ -16,6 +16,7 @@ _HOMES = {
     "luthier.model.benchmark_model": ("BenchmarkModel",),
     "luthier.model.load": ("find_model_folder",),
     "luthier.model.offline_import": ("import_offline",),
+    "luthier.model.operations.tensor_source": ("TensorSource", "find_source"),
     "luthier.model.weights.dense_layers": ("check_finite_weights", "choose_dense_layers", "replace_dense_layers"),
     "luthier.model.weights.token_rows": (
         *("EmbeddingRows", "TokenRows", "check_token_rows", "find_row_places", "place_token_rows"),
@@ -129,6 +130,7 @@ if TYPE_CHECKING:
     from luthier.model.generation.generate import Sampling
     from luthier.model.load import find_model_folder
     from luthier.model.offline_import import import_offline
+    from luthier.model.operations.tensor_source import TensorSource, find_source
     from luthier.model.weights.dense_layers import check_finite_weights, choose_dense_layers, replace_dense_layers
     from luthier.model.weights.token_rows import (
         EmbeddingRows,

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from luthier.model.operations import reference
+from luthier.model.operations.install_operations import ordinary_operations
 from luthier_lora.layers import Form, Switch
 from luthier_lora.product import adapted_product, kept_elements
 from luthier_lora.wrappers import DoraLayer, LoraLayer
@@ -157,3 +159,23 @@ def test_base_weight_that_trains_gets_a_gradient():
     wrapper.base_layer.weight.requires_grad_(True)
     wrapper(torch.randn(2, 6)).sum().backward()
     assert wrapper.base_layer.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_an_input_with_a_source_is_not_kept_and_gives_the_same_gradients(dropout):
+    """`down` of an MLP gets a product that gate and up give again."""
+    weight, bias, a, b = drawn(7, 5, 3)
+    gate, up = (torch.randn(4, 7, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    operations = ordinary_operations()
+
+    def gradients(x):
+        kept = []
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+            found = adapted_product(x, weight, bias, a, b, 2.0, dropout)
+        return x.data_ptr() in kept, torch.autograd.grad(found.square().sum(), (gate, up, a, b))
+
+    (remade, ours), (kept, theirs) = (gradients(x) for x in (operations.swiglu(gate, up), reference.swiglu(gate, up)))
+    assert kept and not remade
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
+from luthier import find_source
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -23,8 +24,8 @@ def adapted_product(
 
     - A lent weight is borrowed again in backward, in the dtype of the product, and not kept between the passes.
     - Under autocast the products have its dtype, otherwise that of x. Gradients of A and B have the dtype of A and B.
-    - B A is never formed, x is kept once, for the gradient of A, and the update is added into the base product without
-      a pass of its own, as in unsloth's LoRA kernels, but on any device.
+    - B A is never formed, and x is kept once, for the gradient of A, or computed again if it has a source. The update
+      is added into the base product without a pass of its own, as in unsloth's LoRA kernels, but on any device.
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -32,7 +33,7 @@ def adapted_product(
         x = x.to(dtype)
         mask, more = kept_elements(x, dropout) if dropout else (None, 1.0)
         weight_tensor, lend = (weight, None) if isinstance(weight, Tensor) else (None, weight)
-        return _Product.apply(x, weight_tensor, bias, a, b, scale * more, mask, lend)
+        return _Product.apply(x, weight_tensor, bias, a, b, scale * more, mask, lend, find_source(x))
 
 
 def rescaled_product(result: Tensor, magnitude: Tensor, norm: Tensor, bias: Tensor | None) -> Tensor:
@@ -85,28 +86,33 @@ def _accumulate(result: Tensor, left: Tensor, right: Tensor, scale: float) -> Te
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *update: Any) -> Tensor:
-        a, b, scale, mask, lend = update
+        a, b, scale, mask, lend, source = update
         flat = x.reshape(-1, x.shape[-1])  # [T, in]
         matrix = lend(x.dtype) if weight is None else weight.to(x.dtype)
         result = functional.linear(flat, matrix, None if bias is None else bias.to(x.dtype))  # [T, out]
         mask = None if mask is None else mask.reshape(flat.shape)
         inner = (flat if mask is None else flat * mask) @ a.to(x.dtype).T  # [T, r]
         _accumulate(result, inner, b.to(x.dtype).T, scale)
-        ctx.save_for_backward(flat if ctx.needs_input_grad[3] else None, inner, weight, a, b, mask)
+        ctx.remake = None if source is None else source.function
+        kept = () if not ctx.needs_input_grad[3] else (flat,) if source is None else source.inputs
+        ctx.save_for_backward(inner, weight, a, b, mask, *kept)
         ctx.scale, ctx.shape, ctx.lend = scale, x.shape, lend
         return result.view(*x.shape[:-1], result.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, inner, weight, a, b, mask = ctx.saved_tensors
+        inner, weight, a, b, mask, *kept = ctx.saved_tensors
         dtype = inner.dtype
         flat = grad.reshape(-1, grad.shape[-1]).to(dtype)  # [T, out]
         scaled, rest = (flat, ctx.scale) if dtype in FAST else (flat * ctx.scale, 1.0)
         lowered = scaled @ b.to(dtype)  # [T, r]
         lowered = lowered.mul_(rest) if rest != 1.0 else lowered
         needs = ctx.needs_input_grad
-        grad_a = (lowered.T @ (x if mask is None else x * mask)).to(a.dtype) if needs[3] else None
+        grad_a = None
+        if needs[3]:
+            x = kept[0] if ctx.remake is None else ctx.remake(*kept).reshape(-1, ctx.shape[-1])  # [T, in]
+            grad_a = (lowered.T @ (x if mask is None else x * mask)).to(a.dtype)
         grad_b = (scaled.T @ inner).mul_(rest).to(b.dtype) if needs[4] else None
         grad_bias = flat.sum(0) if needs[2] else None
         grad_x = None
@@ -117,7 +123,7 @@ class _Product(torch.autograd.Function):
             else:
                 grad_x.addcmul_(lowered @ a.to(dtype), mask)
             grad_x = grad_x.view(ctx.shape)
-        return grad_x, None, grad_bias, grad_a, grad_b, None, None, None
+        return grad_x, None, grad_bias, grad_a, grad_b, None, None, None, None
 
 
 class _Rescaled(torch.autograd.Function):

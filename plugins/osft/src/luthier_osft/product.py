@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from luthier import find_source
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -17,9 +18,10 @@ def changed_product(
 
     W and the bias are frozen, and without C, U V^T is the change. U C V^T is never formed, and its product is added
     into that of W, as its gradient is into that of W. Factors are cast to the dtype of x, again in backward, and
-    gradients have the dtype of what they belong to. x is kept only if V trains, and x V only if C or U does.
+    gradients have the dtype of what they belong to. x is kept, or computed again if it has a source, only if V trains,
+    and x V is kept only if C or U trains.
     """
-    return _Changed.apply(x, weight, bias, inner, core, outer)
+    return _Changed.apply(x, weight, bias, inner, core, outer, find_source(x))
 
 
 def computes_product(layer: nn.Module, x: Tensor) -> bool:
@@ -39,35 +41,37 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 class _Changed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *factors: Tensor | None) -> Tensor:
-        inner, core, outer = factors
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *factors: Any) -> Tensor:
+        inner, core, outer, source = factors
         dtype, needs = x.dtype, ctx.needs_input_grad
-        assert inner is not None and outer is not None
         flat = x.reshape(-1, x.shape[-1])  # [T, in]
         result = functional.linear(flat, weight.to(dtype), None if bias is None else bias.to(dtype))  # [T, out]
         lowered = flat @ inner.to(dtype)  # [T, v]
         middle = lowered if core is None else lowered @ core.to(dtype).T  # [T, u]
         result.addmm_(middle, outer.to(dtype).T)
-        kept = lowered if needs[4] or needs[5] else None
-        ctx.save_for_backward(flat if needs[3] else None, kept, weight, inner, core, outer)
+        ctx.remake = None if source is None else source.function
+        kept = () if not needs[3] else (flat,) if source is None else source.inputs
+        ctx.save_for_backward(lowered if needs[4] or needs[5] else None, weight, inner, core, outer, *kept)
         ctx.shape = x.shape
         return result.view(*x.shape[:-1], result.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, lowered, weight, inner, core, outer = ctx.saved_tensors
+        lowered, weight, inner, core, outer, *kept = ctx.saved_tensors
         needs, dtype = ctx.needs_input_grad, grad.dtype
         flat = grad.reshape(-1, grad.shape[-1])  # [T, out]
         raised = flat @ outer.to(dtype)  # [T, u]
         grad_core = (raised.T @ lowered).to(core.dtype) if needs[4] else None
         back = raised if core is None else raised @ core.to(dtype)  # [T, v]
-        grad_inner = (x.T @ back).to(inner.dtype) if needs[3] else None
-        grad_outer = None
+        grad_inner, grad_outer = None, None
+        if needs[3]:
+            x = kept[0] if ctx.remake is None else ctx.remake(*kept).reshape(-1, ctx.shape[-1])  # [T, in]
+            grad_inner = (x.T @ back).to(inner.dtype)
         if needs[5]:
             middle = lowered if core is None else lowered @ core.to(dtype).T
             grad_outer = (flat.T @ middle).to(outer.dtype)
         grad_x = None
         if needs[0]:
             grad_x = (flat @ weight.to(dtype)).addmm_(back, inner.to(dtype).T).view(ctx.shape)
-        return grad_x, None, None, grad_inner, grad_core, grad_outer
+        return grad_x, None, None, grad_inner, grad_core, grad_outer, None

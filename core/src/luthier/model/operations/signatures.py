@@ -13,6 +13,7 @@ from torch import nn
 from luthier.logs import get_logger
 from luthier.model.operations import reference
 from luthier.model.operations.guard import GuardedOperation
+from luthier.model.operations.tensor_source import note_source
 from luthier.plugins.contracts.operation_names import OPERATIONS
 
 log = get_logger()
@@ -81,10 +82,10 @@ class Operations:
         return self._compute("rope", arguments, named)
 
     def swiglu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        return self._compute("swiglu", (gate, up), {})
+        return note_source(self._compute("swiglu", (gate, up), {}), self.swiglu, gate, up)
 
     def geglu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        return self._compute("geglu", (gate, up), {})
+        return note_source(self._compute("geglu", (gate, up), {}), self.geglu, gate, up)
 
     def has_offers(self, operation: str) -> bool:
         """Return True if a plugin's form of the operation may be used."""
