@@ -5,9 +5,11 @@ import json
 import luthier
 import pytest
 import torch
+from luthier.model.operations.signatures import REFERENCES
 from luthier.testing import conformance, raise_inside
 from luthier.testing.worlds import save_tiny_model
 from luthier_kernels import count_runs, forget_runs, offered
+from luthier_kernels.attention import is_fast
 from luthier_kernels.elementwise import norm
 from luthier_kernels.plugin import luthier_operations
 
@@ -28,7 +30,7 @@ def test_conforms(check):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("every_size")
-@conformance([one for one in ON_CPU if one.operation in ("rms_norm", "rope")])
+@conformance([one for one in ON_CPU if one.operation in ("rms_norm", "rope", "document_attention")])
 def test_others_conform(check):
     check()
 
@@ -57,6 +59,23 @@ def test_a_run_computes_by_them_unnamed_and_learns_the_same(train):
     assert set(ran(theirs).values()) == {"reference"}
     assert mine.loss_history == pytest.approx(theirs.loss_history, rel=2e-2)
     assert count_runs()["normalize_rms"]["native"] > 0
+
+
+@pytest.mark.skipif(not is_fast(), reason="attention in C needs AVX512-BF16")
+def test_attention_is_computed_where_nothing_but_documents_is_asked():
+    query, key = torch.randn(1, 4, 128, 64).bfloat16(), torch.randn(1, 2, 128, 64).bfloat16()
+    starts, chain = torch.tensor([0, 50, 128]), torch.tensor([-1, 0])
+    assert offered.takes_attention(query.device, query.dtype, query.shape)
+    assert not offered.takes_attention(query.device, torch.float32, query.shape)
+    assert not offered.takes_attention(query.device, query.dtype, torch.Size([1, 4, 128, 72]))
+    ours = offered._attend(query, key, key, starts, None, 0.125, None, None)
+    wide = (tensor.double() for tensor in (query, key, key))
+    theirs = REFERENCES["document_attention"](*wide, starts, None, 0.125)
+    assert float((ours - theirs).abs().max()) < 0.02
+    for rest in ((chain, 0.125, None, None), (None, 0.125, 9, None), (None, 0.125, None, 2.0)):
+        assert offered._attend(query, key, key, starts, *rest) is NotImplemented
+    longer = torch.cat([key, key], 2)
+    assert offered._attend(query, longer, longer, starts, None, 0.125, None, None) is NotImplemented
 
 
 def test_small_calls_are_left_to_the_engine(train):

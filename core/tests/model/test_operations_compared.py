@@ -1,12 +1,24 @@
 """The comparison of an offered operation with its reference: on which part of a call, and what it lets pass."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier.errors import LuthierError
 from luthier.model.operations.guard import GuardedOperation
-from luthier.model.operations.sample_calls import HEAD_ROWS, OUTPUTS, ROWS, STEP, WORDS, cut_size, sample_call
+from luthier.model.operations.sample_calls import (
+    ATTENDED,
+    HEAD_ROWS,
+    KEY_HEADS,
+    OUTPUTS,
+    ROWS,
+    STEP,
+    WORDS,
+    cut_size,
+    sample_call,
+)
 from luthier.model.operations.signatures import REFERENCES
 from luthier.plugins.records import OperationRecord
 
@@ -89,9 +101,20 @@ def test_a_sampled_head_has_the_rows_of_its_labels(tokens, vocabulary, data):
     assert rest == [0.5, 3.0]
 
 
-def test_attention_is_compared_whole():
-    given = tuple(torch.randn(1, 2, 900, 4) for _ in range(3))
-    assert sample_call("document_attention", given) == given
+@pytest.mark.parametrize("prefix", [0, 3])
+@pytest.mark.parametrize("continues", [None, torch.tensor([-1, 0, -1, 2, 2])])
+@pytest.mark.parametrize("lengths", [(60, 100, 40, 300, 57), (9, 4, 1, 12, 20)])
+def test_sampled_attention_has_its_first_tokens_and_heads(lengths, continues, prefix):
+    tokens, starts = sum(lengths), torch.tensor([0, *itertools.accumulate(lengths)])
+    query, key, value = (
+        torch.randn(1, heads, tokens + before, 4) for heads, before in ((6, 0), (3, prefix), (3, prefix))
+    )
+    arguments = (query, key, value, starts, continues, 0.5)
+    cut = sample_call("document_attention", arguments)
+    count = cut_size(tokens, ATTENDED)
+    assert cut[0].shape == (1, 4, count, 4) and cut[1].shape == cut[2].shape == (1, KEY_HEADS, prefix + count, 4)
+    whole = REFERENCES["document_attention"](*arguments)
+    torch.testing.assert_close(REFERENCES["document_attention"](*cut), whole[:, :count, :4])
 
 
 def for_128_rows(x, weight, *rest):

@@ -1,7 +1,8 @@
 """The engine's operations computed by this package: which calls each takes, and how it is called.
 
-Other calls get NotImplemented, and the engine computes them: inputs of a dtype that the result does not have, or a head
-that trains, for which the engine has a form with one matrix product less.
+Other calls get NotImplemented, and the engine computes them: inputs of a dtype that the result does not have, a head
+that trains, for which the engine has a form with one matrix product less, or attention with a window, a soft cap, a
+prefix or documents that continue others.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier_kernels.attention import attend_documents, is_fast
+from luthier_kernels.attention.documents import GRAIN
+from luthier_kernels.attention.documents import WIDEST as WIDEST_HEAD
 from luthier_kernels.elementwise import add_and_normalize, gate_states, normalize_rms, rotate_heads
 from luthier_kernels.elementwise.norm import WIDEST
 from luthier_kernels.gpu import triton
@@ -47,6 +51,12 @@ def takes_head(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> b
     return _takes_triton(device, dtype)
 
 
+def takes_attention(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> bool:
+    """Return True for attention on a processor that multiplies bfloat16 by itself."""
+    fits = shape[-1] % GRAIN == 0 and 0 < shape[-1] <= WIDEST_HEAD and math.prod(shape) > 0
+    return fits and device.type == "cpu" and dtype is torch.bfloat16 and is_fast()
+
+
 def build_norm(options: object) -> Callable[..., Any]:
     return _normalize
 
@@ -69,6 +79,10 @@ def build_geglu(options: object) -> Callable[..., Any]:
 
 def build_head(options: object) -> Callable[..., Any]:
     return _score
+
+
+def build_attention(options: object) -> Callable[..., Any]:
+    return _attend
 
 
 def _takes_triton(device: torch.device, dtype: torch.dtype) -> bool:
@@ -130,3 +144,13 @@ def _score(states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, 
     if torch.is_grad_enabled() and trains:
         return NotImplemented
     return score_labels(states, weight, bias, labels, scale, cap)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, document_starts: Tensor, *rest: Any) -> Any:
+    continues, scale, window, cap = rest
+    plain = (continues is None or bool((continues < 0).all())) and window is None and cap is None
+    alike = key.dtype is query.dtype and value.dtype is query.dtype and value.shape == key.shape
+    if not plain or not alike or key.shape[2] != query.shape[2]:
+        return NotImplemented
+    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return attend_documents(queries, keys, values, document_starts, scale)[None]

@@ -15,6 +15,7 @@ FORMS = (
     ("swiglu", "build_swiglu", "takes_gates", "SwiGLU in one pass each way, in Triton."),
     ("geglu", "build_geglu", "takes_gates", "GeGLU in one pass each way, in Triton."),
     ("token_logprobs", "build_head", "takes_head", "A frozen head's log-probabilities and their gradient in one pass."),
+    ("document_attention", "build_attention", "takes_attention", "Attention in blocks that stay in the cache, in C."),
 )
 
 

@@ -11,12 +11,14 @@ from torch import Tensor
 ROWS: Final = 256  # tokens in a comparison: several tiles of a kernel
 HEAD_ROWS: Final = 128  # tokens of a head, each of which has a row of logits
 OUTPUTS: Final = 4096  # outputs of a layer
+ATTENDED: Final = 128  # tokens of attention, whose reference forms all scores
+KEY_HEADS: Final = 2  # heads of keys, with the heads of queries that share them
 WORDS: Final = 8192 + 512  # columns of a vocabulary: more than a tile of 8192
 STEP: Final = 128  # a cut size keeps its remainder, so that kernels for multiples of 2 to 128 accept the cut call
 
 
 def sample_call(operation: str, given: Sequence[Any]) -> tuple[Any, ...]:
-    """Return the arguments for the first tokens, of which they are many; attention is left whole.
+    """Return the arguments for the first tokens, of which they are many; attention is cut to the first heads, too.
 
     A head is cut to the labels' own rows of the vocabulary and to its first ones. Whichever size is cut, what remains
     has the remainder by 128 that the whole has.
@@ -55,6 +57,16 @@ def _sample_head(given: Sequence[Any]) -> tuple[Any, ...]:
     return (states[:rows], weight[token_ids], cut, torch.searchsorted(token_ids, labels), *rest)
 
 
+def _sample_attention(given: Sequence[Any]) -> tuple[Any, ...]:
+    query, key, value, starts, continues, *rest = given
+    tokens = cut_size(query.shape[2], ATTENDED)
+    keys = min(key.shape[1], KEY_HEADS)
+    heads, known = query.shape[1] // key.shape[1] * keys, key.shape[2] - query.shape[2] + tokens
+    cut = torch.cat([starts[starts < tokens], starts.new_tensor([tokens])])
+    links = None if continues is None else continues[: len(cut) - 1]
+    return (query[:, :heads, :tokens], key[:, :keys, :known], value[:, :keys, :known], cut, links, *rest)
+
+
 def _first_rows(x: Tensor, limit: int) -> Tensor:
     """Cut every dimension but the last: tokens stand in the second of [B, T, heads, D], in the third elsewhere."""
     for place in range(x.dim() - 1):
@@ -70,4 +82,5 @@ _SAMPLED: Final[dict[str, Callable[[Sequence[Any]], tuple[Any, ...]]]] = {
     "geglu": _sample_rows,
     "linear": _sample_linear,
     "token_logprobs": _sample_head,
+    "document_attention": _sample_attention,
 }
