@@ -271,6 +271,23 @@ def step_rotation(arguments: argparse.Namespace) -> tuple[Any, ...]:
     return _both_ways(ours, heads), _both_ways(eager, heads)
 
 
+def step_attention(arguments: argparse.Namespace, length: int = 512) -> tuple[Any, ...]:
+    """Attention within documents of 8 bfloat16 heads of 64, both ways, beside the engine's own in plain torch."""
+    import torch
+    from luthier.model.attention.ways import attend_documents as attend_plainly
+    from luthier_kernels.attention import attend_documents
+
+    starts = torch.tensor([*range(0, arguments.rows, length), arguments.rows])
+    heads = torch.randn(arguments.rows, 8, 64).bfloat16()
+    module = torch.nn.Module()
+
+    def plain(x: Tensor) -> Tensor:
+        turned = x.transpose(0, 1)[None]
+        return attend_plainly(module, turned, turned, turned, None, cu_seq_lens_k=starts)[0][0]
+
+    return _both_ways(lambda x: attend_documents(x, x, x, starts, 0.125), heads), _both_ways(plain, heads)
+
+
 def step_gate(arguments: argparse.Namespace) -> tuple[Any, ...]:
     """SwiGLU of bfloat16 states, forward and backward."""
     import torch
@@ -332,6 +349,8 @@ CASES = [
     ("RMSNorm to int8, bfloat16", "torch", lambda given: step_norm(given, True)),
     ("RMSNorm, both ways, bfloat16", "torch", step_norm),
     ("RoPE, both ways, bfloat16", "torch", step_rotation),
+    ("attention in documents of 512, both ways, bfloat16", "torch", step_attention),
+    ("attention in documents of 200, both ways, bfloat16", "torch", lambda given: step_attention(given, 200)),
     ("SwiGLU, both ways, bfloat16", "torch", step_gate),
     ("8-bit AdamW, step", "bitsandbytes", step_adamw),
     ("8-bit AdamW, step", "torch", lambda given: step_adamw(given, "torch")),
