@@ -215,3 +215,19 @@ def test_ids_that_no_vocabulary_has_are_refused(ids):
 
 def test_equal_neighbours_are_not_taken_for_shifted_labels():
     assert convert({"input_ids": [5, 5, 5], "labels": [5, 5, -100]}, "tokens").labels == [5, 5, -100]
+
+
+@pytest.mark.parametrize(("column", "turns"), [
+    ("messages", [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]),
+    ("conversations", [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]),
+])  # fmt: skip
+def test_a_conversation_that_a_table_wrote_as_json_is_the_conversation(column, turns, chat, made):
+    rows = [{column: turns}, {column: json.dumps(turns)}]
+    as_list, as_text = (made([row], chat("chatml")).train[0] for row in rows)
+    assert as_list.input_ids.tolist() == as_text.input_ids.tolist() and (as_list.labels == as_text.labels).all()
+
+
+@pytest.mark.parametrize("text", ["hello", "[1", "[]", '{"role": "user"}', "[" * 20_000])
+def test_a_text_that_is_no_list_of_messages_is_a_broken_row(text, chat, made):
+    with expect_error("data-row", "data[0]: messages"):
+        made([{"messages": text}], chat("chatml"))

@@ -104,6 +104,19 @@ def test_units_are_whole_and_packing_does_not_change_the_trajectory(train, tmp_p
         assert run.eval_loss == pytest.approx(runs[0].eval_loss, rel=1e-10)
 
 
+class ComparingLoss(VerdictLoss):
+    """Says that it compares the units of a batch."""
+
+    least_batch = 2
+
+
+@pytest.mark.parametrize(("count", "steps", "told"), [(9, 0, True), (8, 0, False), (10, 0, False), (9, 2, False)])
+def test_a_last_group_of_an_epoch_that_is_too_small_to_compare_is_told(count, steps, told, train, capsys):
+    length = {"max_steps": steps} if steps else {"num_train_epochs": 1}
+    train(loss=ComparingLoss(), data=judged_rows(count), global_batch_size=4, **length)
+    assert ("the last group of an epoch" in capsys.readouterr().err) == told
+
+
 def test_columns_and_index_are_those_of_the_row(train):
     SEEN.clear()
     train(loss=MarginLoss(), data=pair_rows(), max_tokens_per_device=97)

@@ -12,6 +12,7 @@ import torch
 from luthier.artifacts.untrained import check_artifact
 from luthier.data.formats.wanted import Wanted
 from luthier.data.prepare import Prepared
+from luthier.data.stream.row_stream import Stream
 from luthier.distributed.join import device_name
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
@@ -136,6 +137,20 @@ def _settle_setup(setup: Setup, resolved: Resolved, began: threads.Glance) -> No
     setup.undo.enter_context(setup.process.applied())
     compiling.settle_compile(setup)
     settle_evaluation(setup, resolved)
+    _tell_short_end(setup, resolved)
+
+
+def _tell_short_end(setup: Setup, resolved: Resolved) -> None:
+    """Log that an epoch ends with a group of fewer units than the loss compares."""
+    least = getattr(resolved.loss.record or resolved.loss.local, "least_batch", 1)
+    train, size = setup.train, setup.recipe.global_batch_size
+    if isinstance(train, Stream) or not 0 < len(train) % size < least:
+        return
+    last, total = len(train) % size, setup.feed.total
+    if total is None or total * size > len(train) - last:
+        reason = f"the loss {resolved.loss.name} compares {least} or more units of a global batch"
+        log.warning("the last group of an epoch teaches nothing", units=last, because=reason,
+                    remedy="another global_batch_size, or max_rows")  # fmt: skip
 
 
 def _refuse_trainer(resolved: Resolved) -> None:

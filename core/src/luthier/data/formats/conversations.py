@@ -60,9 +60,19 @@ def make_conversation(
 
 
 def from_messages(values: dict[str, Any]) -> Conversation:
-    raw = values.get("messages")
+    raw = _parsed_list(values.get("messages"))
     messages = read_messages(raw, "messages")
     return make_conversation(messages, Beside.of(values), flags=read_flags(raw, "messages"))  # type: ignore[arg-type]
+
+
+def _parsed_list(value: object) -> object:
+    """Return the list that a text is as JSON, which is how tables write lists; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def plain_conversation(values: dict[str, Any], where: str) -> Conversation | None:
@@ -170,7 +180,7 @@ def _arguments(function: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def from_sharegpt(values: dict[str, Any]) -> Conversation:
-    raw = values.get("conversations")
+    raw = _parsed_list(values.get("conversations"))
     if not isinstance(raw, list) or not raw:
         raise broken_row("expected a list of turns, at least one", raw, "conversations")
     messages = [_turn(turn, f"conversations[{i}]") for i, turn in enumerate(raw)]
