@@ -148,7 +148,7 @@ def run_settings(draw):
         chosen["distributed"] = attrs.asdict(chosen["distributed"])
     for field in ("reference", "teacher"):
         if isinstance(other := chosen.get(field), OtherModel):
-            named = attrs.evolve(other.model, name_or_path=draw(TEXT.filter(bool)))
+            named = attrs.evolve(other.model, name_or_path=draw(TEXT.filter(bool)), dropout=None)
             chosen[field] = attrs.asdict(attrs.evolve(other, model=named, quantizer="none"))
     if chosen.get("max_grad_norm") == 0:
         del chosen["max_grad_norm"]  # refused, as it would clip every gradient to nothing
