@@ -79,7 +79,9 @@ def test_a_folder_that_is_no_model_says_what_it_is_and_what_to_name(runs, tmp_pa
     run = runs / "beta"
     assert describe_folder(run) == "It is a run's folder, without a model yet."
     (run / "adapter").mkdir()
-    assert describe_folder(run) == f"It is a run's folder: give {run / 'adapter'}."
+    assert f"`luthier merge {run}`" in describe_folder(run)
+    (run / "merged").mkdir()
+    assert describe_folder(run) == f"It is a run's folder: give {run / 'merged'}."
     newest = run / "checkpoints" / "step-00000002"
     newest.mkdir(parents=True)
     assert str(newest) in describe_folder(newest.parent) and "luthier merge" in describe_folder(newest)

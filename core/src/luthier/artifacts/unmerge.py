@@ -17,17 +17,18 @@ from luthier.artifacts.save import portable_model
 from luthier.artifacts.verify import check_model
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
-from luthier.model.load import load_model, tokenizer_at
+from luthier.model.load import load_model, tokenizer_of
 from luthier.model.weights import fingerprint
 from luthier.model.weights.dense_files import Files, base_dtype, save_model
 from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.structure import structure_value
-from luthier.recipe.artifact_note import read_note
+from luthier.recipe.artifact_note import RECORD, read_note
 from luthier.recipe.schema import Model
 from luthier.step.opened import attach_folder, open_on_base
 
 log = get_logger()
 DENSE: Final = {"name": "none"}  # the spec of the quantizer of a merged model, and of the adapter of a base
+MERGED: Final = "merged"  # the folder of a run that holds its merged model
 NOISE: Final = 0.1  # relative size of noise on a weight, added to see if the update depends on the weight
 ADDS: Final = 1e-4  # error of a float32 sum, relative to the weights
 
@@ -37,9 +38,11 @@ def unmerge_folder(merged: Path, adapter: Path, folder: Path, save_dtype: torch.
 
     It is exact up to the rounding of the merged files. If the base that the adapter names is available here, its own
     weights are written, bit for bit, after a check that they agree. Raises `artifact-unmergeable` if the adapter does
-    more than add to weights, so that what it replaced is lost, and `artifact-mismatch` if another adapter was merged.
+    more than add to weights, so that what it replaced is lost, `artifact-mismatch` if another adapter was merged, and
+    `artifact-not-found` if `merged` is a run without a merged model, or an adapter.
     """
     check_replaceable(folder)
+    merged = _find_merged(merged)
     spec = Model(name_or_path=str(merged))
     opened = open_on_base(adapter, spec, DENSE, torch.device("cpu"))
     own = base_dtype(spec, opened.model.dtype)  # of the files, whatever dtype they were loaded in
@@ -56,12 +59,25 @@ def unmerge_folder(merged: Path, adapter: Path, folder: Path, save_dtype: torch.
     def write(aside: Path) -> None:
         with portable_model(dense.model):
             save_model(dense.model, aside, Files(dtype=dtype))
-        tokenizer_at(str(merged)).save_pretrained(aside)
+        tokenizer_of(spec).save_pretrained(aside)
         check_model(dense.model.to(dtype), aside)
 
     made = write_artifact(folder, write, _base_note(note, unmerge_note))
     log.info("unmerged", folder=str(made), **unmerge_note)
     return made
+
+
+def _find_merged(place: Path) -> Path:
+    """Return the folder of the merged model: of a run's folder the one that `luthier merge` made in it."""
+    if (place / RECORD).is_file():
+        if (place / MERGED).is_dir():
+            return place / MERGED
+        remedy = f"Give the folder that the adapter was merged into; `luthier merge {place}` makes one."
+        raise LuthierError("artifact-not-found", "the run has no merged model", where=str(place), remedy=remedy)
+    if read_note(place).get("artifact") == "adapter" or (place / "adapter_config.json").is_file():
+        problem, remedy = "this is an adapter, not a merged model", "Give the merged model first, then the adapter."
+        raise LuthierError("artifact-not-found", problem, where=str(place), remedy=remedy)
+    return place
 
 
 def _base_note(note: Mapping[str, Any], unmerge_note: dict[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,8 @@ def describe_folder(folder: Path) -> str | None:
         return f"It is a run's checkpoint, which is no model yet: `luthier merge {folder}` makes one of it."
     if is_run(folder):
         paths = [folder / name for name in ARTIFACTS if (folder / name).is_dir()]
+        if [path.name for path in paths] == ["adapter"]:
+            return f"It is a run's folder, whose adapter is in no model: `luthier merge {folder}` makes one of it."
         return f"It is a run's folder: give {paths[-1]}." if paths else "It is a run's folder, without a model yet."
     if (folder / "adapter_config.json").is_file():
         return "It holds an adapter in PEFT's layout: name the model that it was trained on."

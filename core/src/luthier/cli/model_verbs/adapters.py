@@ -49,7 +49,7 @@ def combine(
 
 
 def unmerge(
-    merged: Annotated[Path, typer.Argument(help="The merged model's folder.")],
+    merged: Annotated[Path, typer.Argument(help="The merged model: its folder, or that of the run that made it.")],
     adapter: Annotated[Path, typer.Argument(help="The adapter that was merged: its run's folder, or its own.")],
     *,
     output_dir: NewFolder,
