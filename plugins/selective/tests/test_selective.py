@@ -148,6 +148,9 @@ def test_no_other_row_moves_and_a_tied_head_shares_the_rows(attached):
         (Modules(token_ids=[320]), "recipe-out-of-range", "token_ids", ("below 320",)),
         (Modules(token_ids=[3, 3]), "recipe-out-of-range", "token_ids", ("different",)),
         (Modules(token_ids=[3], embeddings=True), "recipe-conflict", "token_ids", ("already",)),
+        (Modules(target_modules=[]), "train-nothing", "target_modules", ("[]",)),
+        (Modules(token_ids=[]), "train-nothing", "token_ids", ("[]",)),
+        (BitFit(target_modules=""), "train-nothing", "target_modules", ("''",)),
         (BitFit(target_modules=["q_proj"]), "model-target", "target_modules", ("target_modules",)),
     ],
 )

@@ -65,7 +65,8 @@ def find_targets(model: Any, options: Lora | Dora) -> Targets:
             "recipe-conflict", "it is targeted as a layer and as a parameter", found=inside[0], remedy=remedy
         )
     if not left and not parameters:
-        raise LuthierError("train-nothing", "the adapter targets no weight", where="target_modules")
+        problem = "the adapter targets no weight"
+        raise LuthierError("train-nothing", problem, where="target_modules", found=options.target_modules)
     _refuse_shared(model, {*left, *(module for module, _ in parameters)})
     return Targets(layers=tuple(left), parameters=tuple(parameters))
 

@@ -19,8 +19,19 @@ def check_targets(model: nn.Module, config: Any, where: str) -> None:
     modules = [name for name, _ in model.named_modules() if name]
     for field in NAMED:
         _check(getattr(config, field, None), modules, f"{where}.{field}", _adaptable(model))
+    _check_named(config, where, _adaptable(model))
     parameters = [name for name, _ in model.named_parameters()]
     _check(getattr(config, "target_parameters", None), parameters, f"{where}.target_parameters", parameters)
+
+
+def _check_named(config: Any, where: str, candidates: list[str]) -> None:
+    """Raise `train-nothing` if `target_modules` is empty, and no parameters are named in its place."""
+    wanted = getattr(config, "target_modules", None)
+    if wanted is not None and not wanted and not getattr(config, "target_parameters", None):
+        remedy = f"Name some of {', '.join(_endings(candidates))}; or {ALL_LINEAR}."
+        found = wanted if isinstance(wanted, str) else []
+        raise LuthierError("train-nothing", "the adapter targets no module", where=f"{where}.target_modules",
+                           found=found, remedy=remedy)  # fmt: skip
 
 
 def refuse_head_alone(head: str | None, targets: Iterable[str], where: str) -> None:
@@ -81,7 +92,8 @@ def _full_match(pattern: str, name: str, where: str) -> bool:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
         problem = f"not a regular expression: {error}"
-        raise LuthierError("recipe-out-of-range", problem, where=where, found=pattern) from None
+        remedy = "Correct the expression, or give a list of names."
+        raise LuthierError("recipe-out-of-range", problem, where=where, found=pattern, remedy=remedy) from None
 
 
 def _no_match(wanted: str, where: str, candidates: list[str]) -> LuthierError:

@@ -16,8 +16,9 @@ from luthier_selective import BitFit, Modules
 def choose_parameters(model: Any, options: BitFit | Modules) -> list[str]:
     """Return the full names of the parameters that train as a whole, in the model's order.
 
-    Raises `model-target` for a pattern that matches nothing, and for weights that are codes.
+    Raises `train-nothing` for an empty list, `model-target` for a pattern that matches nothing or weights of codes.
     """
+    _refuse_empty(options)
     chosen = _biases(model, options) if isinstance(options, BitFit) else _of_modules(model, options)
     parameters = dict(model.named_parameters())
     for name in chosen:
@@ -26,6 +27,15 @@ def choose_parameters(model: Any, options: BitFit | Modules) -> list[str]:
             remedy = "Set quantizer: none, or choose other modules."
             raise LuthierError("model-target", problem, where="target_modules", remedy=remedy)
     return [name for name in parameters if name in chosen]
+
+
+def _refuse_empty(options: BitFit | Modules) -> None:
+    """Raise `train-nothing` for an empty list, because without it something else would train than the user meant."""
+    for field in ("target_modules", "token_ids"):
+        value = getattr(options, field, None)
+        if value is not None and not value:
+            remedy = "Name something, or leave it out."
+            raise LuthierError("train-nothing", "nothing is named", where=field, found=value, remedy=remedy)
 
 
 def is_plain(parameter: nn.Parameter) -> bool:

@@ -82,12 +82,15 @@ def find_layers(model: Any, wanted: str | list[str] | None) -> list[str]:
     if wanted == ALL_LINEAR:
         return [name for name in every if not name.endswith((".gate", ".router"))]
     ends = [wanted] if isinstance(wanted, str) else list(DEFAULTS if wanted is None else wanted)
+    known = sorted({name.rpartition(".")[2] for name in every})
+    remedy = f"Choose of: {', '.join(known)}, or {ALL_LINEAR}."
+    if not ends:
+        problem = "the adapter targets no layer"
+        raise LuthierError("train-nothing", problem, where="target_modules", found=wanted, remedy=remedy)
     for end in ends:
         if not any(_ends_with(name, end) for name in every):
             is_head = any(_ends_with(name, end) for name in layers)
             problem = "it matches only the head, which SLAO never adapts" if is_head else "it matches no layer"
-            known = sorted({name.rpartition(".")[2] for name in every})
-            remedy = f"Choose of: {', '.join(known)}, or {ALL_LINEAR}."
             raise LuthierError("model-target", problem, where="target_modules", found=end, remedy=remedy)
     return [name for name in every if any(_ends_with(name, end) for end in ends)]
 
