@@ -9,6 +9,7 @@ from luthier.testing import expect_error
 from luthier.testing.worlds import save_tiny_model, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
+ROWS = [{"prompt": "a", "completion": "b"}]
 RANKS = {
     "lora": "r",
     "dora": "r",
@@ -103,3 +104,65 @@ def test_a_task_whose_slao_has_another_rank_or_targets_is_refused_before_the_fir
     with expect_error("recipe-conflict", f"tasks.1.adapter.{option}"):
         luthier.continual({"model": "demo", "adapter": slao, "tasks": tasks}, output_dir=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "adalora", "slao", "modules", "bitfit", "peft.lora", "peft.ia3"])
+@pytest.mark.parametrize("targets", [["nope_proj"], []])
+def test_targets_that_match_nothing_are_refused_by_their_field(name, targets):
+    with pytest.raises(luthier.LuthierError) as caught:
+        luthier.plan(model=tiny_model("qwen2"), tokenizer=tiny_tokenizer(), data=ROWS,
+                     adapter={"name": name, "target_modules": targets})  # fmt: skip
+    assert caught.value.code in ("model-target", "train-nothing")
+    assert "target_modules" in caught.value.where and str(targets[0] if targets else "[]") in str(caught.value)
+
+
+def test_a_plan_refuses_an_adapter_that_holds_nan_by_its_file_and_tensor(trained, tmp_path):
+    model, _ = trained
+    part = {"name": "lora", "r": 4}
+    run = luthier.train(model=str(model), data=ROWS, adapter=part, max_steps=1, output_dir=tmp_path / "run",
+                        exact_callbacks=[], memory_check=False)  # fmt: skip
+    weights = run.artifact / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    name = sorted(tensors)[0]
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with expect_error("model-weights", f"adapter_from: {weights}", name):
+        luthier.plan(model=str(model), data=ROWS, adapter=part, adapter_from=str(run.artifact))
+
+
+def test_an_adapter_is_not_merged_twice(trained, tmp_path):
+    model, adapter = trained
+    merged = luthier.merge(adapter, tmp_path / "merged")
+    with expect_error("artifact-mismatch", str(adapter), str(model)):
+        luthier.merge(adapter, tmp_path / "twice", base=str(merged))
+    with expect_error("artifact-unmergeable", str(merged)):
+        luthier.merge(merged, tmp_path / "twice")
+    with expect_error("artifact-mismatch", f"adapter_from: {adapter}"):
+        luthier.plan(model=str(merged), data=ROWS, adapter={"name": "slao", "r": 4}, adapter_from=str(adapter))
+    assert not (tmp_path / "twice").exists()
+
+
+def test_pefts_adapter_of_a_base_with_new_rows_begins_on_the_resized_base_and_is_refused_on_the_old_one(tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    base = save_tiny_model(tmp_path / "base")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(324, mean_resizing=False)
+    model.save_pretrained(tmp_path / "resized")
+    tiny_tokenizer().save_pretrained(tmp_path / "resized")
+    options = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    peft.get_peft_model(model, peft.LoraConfig(**options)).save_pretrained(tmp_path / "adapter")
+
+    def plan(model, folder="adapter"):
+        return luthier.plan(model=str(tmp_path / model), data=ROWS, adapter={"name": "lora", **options},
+                            adapter_from=str(tmp_path / folder))  # fmt: skip
+
+    assert plan("resized").parts
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    with expect_error("artifact-mismatch", f"adapter_from: {weights}", "324", "320"):
+        plan("base")
+    bare = shutil.copytree(tmp_path / "adapter", tmp_path / "bare")  # nothing shows that its base was resized
+    tensors = load_file(bare / "adapter_model.safetensors")
+    own = {name: tensor for name, tensor in tensors.items() if "lora_" in name}
+    save_file(own, bare / "adapter_model.safetensors", metadata={"format": "pt"})
+    with expect_error("artifact-mismatch", f"adapter_from: {bare}", "hash", "vocab_size", "324", "320"):
+        plan("resized", "bare")

@@ -17,6 +17,7 @@ _HOMES = {
     "luthier.model.load": ("find_model_folder",),
     "luthier.model.offline_import": ("import_offline",),
     "luthier.model.operations.tensor_source": ("TensorSource", "find_source"),
+    "luthier.model.weights.base_copies": ("drop_base_copies",),
     "luthier.model.weights.dense_layers": ("check_finite_weights", "choose_dense_layers", "replace_dense_layers"),
     "luthier.model.weights.token_rows": (
         *("EmbeddingRows", "TokenRows", "check_token_rows", "find_row_places", "place_token_rows"),
@@ -131,6 +132,7 @@ if TYPE_CHECKING:
     from luthier.model.load import find_model_folder
     from luthier.model.offline_import import import_offline
     from luthier.model.operations.tensor_source import TensorSource, find_source
+    from luthier.model.weights.base_copies import drop_base_copies
     from luthier.model.weights.dense_layers import check_finite_weights, choose_dense_layers, replace_dense_layers
     from luthier.model.weights.token_rows import (
         EmbeddingRows,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log = get_logger()
 OPTION = "adapter_from"
+PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT = "adapter_config.json"  # a folder with this file has PEFT's layout, perhaps without a note
 
 
@@ -53,12 +54,27 @@ def read_adapter(adapter: Adapter, folder: Path) -> None:
 
 
 def load_start(adapter: Adapter, folder: Path) -> None:
-    """Read the adapter's weights into the attached one; what does not fit is said with the option's name."""
+    """Read the adapter's weights into the attached one; what does not fit is said with the option's name.
+
+    The files' own numbers are looked at, because the attached adapter of a plan has none.
+    """
     try:
+        with explain_reading(folder, "artifact-not-found"):
+            _check_numbers(folder)
         read_adapter(adapter, folder)
     except LuthierError as error:
         raise error.at(OPTION) from error
     log.info("adapter begins from", folder=str(folder))
+
+
+def _check_numbers(folder: Path) -> None:
+    """Raise `model-weights` where a tensor in the folder's files holds NaN or infinity."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            check_tensors(((name, file.get_tensor(name)) for name in names), str(path))
 
 
 def _check_base(folder: Path, note: dict[str, Any], model: Model) -> None:
@@ -70,18 +86,40 @@ def _check_base(folder: Path, note: dict[str, Any], model: Model) -> None:
     then, today = note.get("base") or _print_of(was), _print_of(now)
     known = None not in (then, today)  # otherwise one model's files are elsewhere, and only the names can be compared
     same = then == today if known else was == now
+    if known and not same and not note and _was_resized(folder, was, now):
+        log.info("the base of the adapter was resized", folder=str(folder), base=was, model=now)
+        return
     if not same and (known or not (_local(was) or _local(now))):
         remedy = f"Set model: {was}, or begin from an adapter of {now}."
         problem = f"the adapter was trained on another base model, {was}{_differences(was, now, then, today)}"
         raise LuthierError("artifact-mismatch", problem, where=f"{OPTION}: {folder}", found=now, remedy=remedy)
 
 
+def _was_resized(folder: Path, was: str, now: str) -> bool:
+    """Return True if a model differs from PEFT's base in the vocabulary alone, and the file has all of its rows."""
+    from safetensors import safe_open
+
+    old, new = fingerprint.sizes_of(was), fingerprint.sizes_of(now)
+    others = {key for key in old if new.get(key) != old[key]} != {"vocab_size"}
+    if others or not (folder / PEFT_WEIGHTS).is_file():
+        return False
+    with explain_reading(folder, "artifact-not-found"), safe_open(folder / PEFT_WEIGHTS, "pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - it is no mapping
+    return any(len(shape) == 2 and shape[0] == new["vocab_size"] for shape in shapes)
+
+
 def check_opened_base(folder: Path, note: Mapping[str, Any], now: str, *, named: bool) -> None:
     """Raise `artifact-mismatch` where an adapter's folder would be opened on weights other than those of its note.
+
+    It is raised too where the adapter would be opened on the model that it was merged into.
 
     A base that the user has `named` in the place of the note's is taken, with a warning.
     """
     was, then, today = note["model"]["name_or_path"], note.get("base"), _print_of(now)
+    merged = read_note(Path(os.path.expanduser(now)))
+    if merged.get("merge") is not None and note.get("run_id") is not None and merged["run_id"] == note["run_id"]:
+        problem, remedy = "the adapter is merged into this model already", f"Use the model alone, or {was} as base."
+        raise LuthierError("artifact-mismatch", problem, where=str(folder), found=now, remedy=remedy)
     if None in (then, today) or then == today:
         return
     problem = f"the adapter was trained on another base model, {was}{_differences(was, now, then, today)}"

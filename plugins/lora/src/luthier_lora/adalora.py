@@ -99,8 +99,10 @@ class AdaLoraAdapter(LoraAdapter):
                 problem = f"the adapter has {name} {config.get(name)!r}, the options {getattr(self.schedule, name)!r}"
                 raise files.misfit(folder / files.CONFIG, problem)
         masks = {name.removesuffix(".lora_E"): ranks for name, ranks in (config.get("rank_pattern") or {}).items()}
-        tensors = {name: _spread(name, tensor, masks) for name, tensor in files.read_tensors(folder).items()}
-        files.fill(super().state(), tensors, str(folder / files.WEIGHTS), "artifact-mismatch")
+        state = super().state()
+        own = files.read_own(folder, self.model, state)
+        tensors = {name: _spread(name, tensor, masks) for name, tensor in own.items()}
+        files.fill(state, tensors, str(folder / files.WEIGHTS), "artifact-mismatch")
         self.budget.kept = masks or None
 
     def _class(self) -> type[LoraLayer]:

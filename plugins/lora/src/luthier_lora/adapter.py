@@ -113,7 +113,7 @@ class LoraAdapter:
 
     def load(self, folder: Path) -> None:
         """Read a folder of ours or PEFT's into the attached adapter. An error changes nothing."""
-        files.load(Path(folder), self.options, self.targets, self.state())
+        files.load(Path(folder), self.model, self.options, self.targets, self.state())
 
     def merge(self, context: Context) -> Any:
         """Return the model with plain layers. Raises `artifact-unmergeable` for NaN, or if it is merged already."""

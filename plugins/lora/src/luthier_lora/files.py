@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 import torch
-from luthier import LuthierError
-from safetensors import SafetensorError
+from luthier import LuthierError, drop_base_copies
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from luthier_lora.extras import Extras
 from luthier_lora.options import AdaLora, Dora, Lora
 from luthier_lora.patterns import choose_by_pattern
 from luthier_lora.targets import Targets
+from luthier_lora.token_rows import drop_tied_rows
 
 PREFIX: Final = "base_model.model."
 CONFIG: Final = "adapter_config.json"
@@ -46,6 +48,7 @@ OURS: Final[Mapping[str, Any]] = {  # with PEFT's defaults
 RANDOM: Final = (True, False, "gaussian", "eva", "orthogonal")  # initialisations that do not change the base
 PATTERNS: Final = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
 SCALE: Final = ".lora_scale"
+UPDATE: Final = re.compile(r"\.(lora_\w+|base_layer)\.")  # parts of an adapted layer, in a tensor's name
 FITS: Final = "Use the base model and the options that it was trained with."
 
 
@@ -102,8 +105,8 @@ def shortest(model: Any, layers: tuple[str, ...]) -> list[str]:
     return sorted(layers) if others else ends
 
 
-def load(folder: Path, options: Lora | Dora, targets: Targets, state: Mapping[str, Tensor]) -> None:
-    """Read a folder of ours or PEFT's into `state`. An error changes nothing.
+def load(folder: Path, model: Any, options: Lora | Dora, targets: Targets, state: Mapping[str, Tensor]) -> None:
+    """Read a folder of ours or PEFT's into `state`, the tensors of the adapter in `model`. An error changes nothing.
 
     Raises `artifact-not-found`, or `artifact-mismatch` if it is damaged, uses something that is not supported here, or
     was trained with other options or another model.
@@ -124,7 +127,7 @@ def load(folder: Path, options: Lora | Dora, targets: Targets, state: Mapping[st
         began = config["init_lora_weights"]
         raise misfit(folder / CONFIG, f"the adapter has init_lora_weights {began!r}, the options have another")
     scales = {name: torch.ones_like(tensor) for name, tensor in state.items() if name.endswith(SCALE)}
-    fill(state, {**read_tensors(folder), **scales}, str(folder / WEIGHTS), "artifact-mismatch")
+    fill(state, {**read_own(folder, model, state), **scales}, str(folder / WEIGHTS), "artifact-mismatch")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -165,6 +168,7 @@ def read_options(folder: Path) -> Lora | Dora | AdaLora:
         raise misfit(folder / CONFIG, "it uses layers_to_transform", "Name the layers in target_modules.")
     names = ("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora", "rank_pattern",
              "alpha_pattern", "bias", "modules_to_save", "trainable_token_indices")  # fmt: skip
+    config["modules_to_save"] = [*(config["modules_to_save"] or []), *_copied_modules(folder, config)] or None
     given = {name: config[name] for name in names if config.get(name) is not None}
     if config.get("use_dora"):
         return Dora(**given)
@@ -191,6 +195,28 @@ def fill(state: Mapping[str, Tensor], given: Mapping[str, Any], where: str, code
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(given[name])
+
+
+def read_own(folder: Path, model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of the file but for the base's own, which PEFT adds if the base was resized."""
+    where = str(folder / WEIGHTS)
+    tensors = drop_base_copies(model, read_tensors(folder), state.keys(), where)
+    return drop_tied_rows(model, tensors, PREFIX, where)
+
+
+def _copied_modules(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return the paths of the embedding and head that PEFT has added whole, as it does if the base was resized."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        return []
+    try:
+        with safe_open(path, "pt") as file:
+            names = [name.removeprefix(PREFIX) for name in file.keys()]  # noqa: SIM118 - it is no mapping
+    except SafetensorError as error:
+        raise misfit(path, f"not a whole safetensors file: {error}", "Copy the file again.") from None
+    whole = [name.removesuffix(".weight") for name in names if name.endswith(".weight") and not UPDATE.search(name)]
+    saved = [re.compile(rf"{re.escape(end)}(\.|$)") for end in config["modules_to_save"] or ()]
+    return sorted(name for name in whole if not any(one.search(name) for one in saved))
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

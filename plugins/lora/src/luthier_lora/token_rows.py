@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import torch
 from luthier import LuthierError, TokenRows, check_token_rows, find_row_places
-from torch import nn
+from torch import Tensor, nn
 
 from luthier_lora.targets import Targets
 
@@ -16,6 +17,24 @@ NAME: Final = "token_adapter.trainable_tokens_delta"  # PEFT's; it holds the row
 def name_rows(module: TokenRows) -> dict[str, nn.Parameter]:
     """Return the rows under PEFT's name. A tied head has those of the embedding, and none of its own."""
     return {NAME: module.rows} if module.owns else {}
+
+
+def drop_tied_rows(model: Any, tensors: dict[str, Tensor], prefix: str, where: str) -> dict[str, Tensor]:
+    """Return a file's tensors without the rows of a tied head, which PEFT adds to the embedding's for a resized base.
+
+    Raises `artifact-mismatch` if they differ from the embedding's.
+    """
+    modules = {path: module for path, module in model.named_modules() if isinstance(module, TokenRows)}
+    for path, module in modules.items():
+        name = f"{prefix}{path}.{NAME}"
+        if module.owns or name not in tensors:
+            continue
+        owner = next(other for other, one in modules.items() if one.owns and one.rows is module.rows)
+        copy = tensors.pop(name)
+        if not torch.equal(copy, tensors.get(f"{prefix}{owner}.{NAME}", copy)):
+            problem, remedy = "the tied head has other rows than the embedding", "Copy the file again."
+            raise LuthierError("artifact-mismatch", problem, where=where, found=name, remedy=remedy)
+    return tensors
 
 
 def check_rows(model: Any, token_ids: list[int], saved: tuple[str, ...], targets: Targets) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from luthier import LuthierError
+from luthier import LuthierError, drop_base_copies
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
@@ -21,6 +21,7 @@ from luthier_peft.omitted import BOOKKEEPING
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER: Final = "default"
+FITS: Final = "Use the base model and the options that it was trained with."
 # settings that do not change what the adapter computes, or that the names of the tensors already determine
 FREE: Final = {
     "target_modules", "exclude_modules", "feedforward_modules", "layers_to_transform", "layers_pattern",
@@ -53,9 +54,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         config, tensors = json.loads((folder / CONFIG).read_text("utf-8")), load_file(folder / WEIGHTS)
     except (ValueError, SafetensorError) as error:
-        raise LuthierError("artifact-mismatch", f"damaged: {error}", where=str(folder)) from error
+        remedy = "Copy the files again."
+        raise LuthierError("artifact-mismatch", f"damaged: {error}", where=str(folder), remedy=remedy) from error
     if not isinstance(config, dict):
-        raise LuthierError("artifact-mismatch", f"{CONFIG} is not a mapping", where=str(folder), found=config)
+        problem, remedy = f"{CONFIG} is not a mapping", "Copy the file again."
+        raise LuthierError("artifact-mismatch", problem, where=str(folder), found=config, remedy=remedy)
     return config, tensors
 
 
@@ -75,19 +78,22 @@ def check_config(config: Any, stored: Mapping[str, Any], where: str) -> None:
 
 def put(handle: PeftModel, tensors: dict[str, Tensor], where: str) -> None:
     """Copy tensors into the attached adapter. Each must be used, and each trained parameter must be given."""
+    own = get_peft_model_state_dict(handle, save_embedding_layers=False)
+    tensors = drop_base_copies(handle.get_base_model(), tensors, own.keys(), where)
     try:
         result: Any = set_peft_model_state_dict(handle, tensors)
     except (KeyError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
-        raise LuthierError("artifact-mismatch", f"it does not fit the attached adapter: {text}", where=where) from error
+        problem = f"it does not fit the attached adapter: {text}"
+        raise LuthierError("artifact-mismatch", problem, where=where, remedy=FITS) from error
     if result.unexpected_keys:
         names = sorted(result.unexpected_keys)
         problem = f"{len(names)} tensor(s) of the file have no place in the attached adapter"
-        raise LuthierError("artifact-mismatch", problem, where=where, found=names[0])
+        raise LuthierError("artifact-mismatch", problem, where=where, found=names[0], remedy=FITS)
     lacking = _lacking(handle, set(result.missing_keys))
     if lacking:
         problem = f"{len(lacking)} tensor(s) of the attached adapter are not in the file"
-        raise LuthierError("artifact-mismatch", problem, where=where, found=lacking[0])
+        raise LuthierError("artifact-mismatch", problem, where=where, found=lacking[0], remedy=FITS)
 
 
 def _lacking(handle: PeftModel, missing: set[str]) -> list[str]:

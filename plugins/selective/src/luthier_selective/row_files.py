@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from luthier import LuthierError, TokenRows
+from luthier import LuthierError, TokenRows, drop_base_copies
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -48,8 +48,10 @@ def save_rows(folder: Path, base: str | None, token_ids: list[int], rows: Mappin
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def load_rows(folder: Path, token_ids: list[int], rows: Mapping[str, TokenRows]) -> None:
-    """Read a folder of ours or PEFT's into the rows; there are none if anything else trains. An error changes nothing.
+def load_rows(folder: Path, model: Any, token_ids: list[int], rows: Mapping[str, TokenRows]) -> None:
+    """Read a folder of ours or PEFT's into the rows of a model; there are none if anything else trains.
+
+    An error changes nothing.
 
     PEFT trains the rows of the modules that it is told of, by default of the input embedding alone. Another module's
     rows are then those of the base.
@@ -61,7 +63,7 @@ def load_rows(folder: Path, token_ids: list[int], rows: Mapping[str, TokenRows])
     if config["token_indices"] != token_ids:
         problem = f"the adapter has the rows of tokens {config['token_indices']}, the options have {token_ids}"
         raise _misfit(folder / CONFIG, problem, f"Set token_ids: {config['token_indices']}.")
-    tensors = _read_tensors(folder / WEIGHTS)
+    tensors = drop_base_copies(model, _read_tensors(folder / WEIGHTS), (), str(folder / WEIGHTS))
     _check_targets(folder, config["target_modules"], tensors)
     owners = {path: one for path, one in rows.items() if one.owns}
     for path, tensor in _tied_rows(rows, tensors).items():
