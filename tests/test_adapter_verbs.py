@@ -187,24 +187,6 @@ def test_unmerging_gives_the_base_back_bit_for_bit_or_to_rounding(pair, model_fo
         luthier.unmerge(merged, pair[1].artifact, tmp_path / "wrong")
 
 
-def test_a_run_stands_for_the_model_merged_in_it_and_without_one_it_is_told_to_merge_first(
-    pair, model_folder, tmp_path
-):
-    run, copied = pair[0], tmp_path / "run"
-    shutil.copytree(run.output_path, copied)
-    shutil.rmtree(copied / "merged", ignore_errors=True)
-    status, said = run_command("unmerge", copied, copied, "--output-dir", tmp_path / "base", "--json")
-    error = json.loads(said)["error"]
-    assert (status, error["code"], error["where"]) == (2, "artifact-not-found", str(copied))
-    assert f"luthier merge {copied}" in error["remedy"]
-    luthier.merge(copied)
-    back = load_file(luthier.unmerge(copied, copied, tmp_path / "base") / "model.safetensors")
-    base = load_file(model_folder / "model.safetensors")
-    assert all(torch.equal(back[name], tensor) for name, tensor in base.items())
-    with expect_error("artifact-not-found", str(copied / "adapter")):  # the two in the wrong order
-        luthier.unmerge(copied / "adapter", copied / "merged", tmp_path / "other")
-
-
 def card_of(folder):
     return (folder / "README.md").read_text()
 

@@ -166,3 +166,19 @@ def test_pefts_adapter_of_a_base_with_new_rows_begins_on_the_resized_base_and_is
     save_file(own, bare / "adapter_model.safetensors", metadata={"format": "pt"})
     with expect_error("artifact-mismatch", f"adapter_from: {bare}", "hash", "vocab_size", "324", "320"):
         plan("resized", "bare")
+
+
+def test_a_run_stands_for_the_model_merged_in_it_and_without_one_the_merge_is_named(trained, tmp_path):
+    model, adapter = trained
+    run = shutil.copytree(adapter.parent, tmp_path / "run")
+    with pytest.raises(luthier.LuthierError) as caught:
+        luthier.unmerge(run, run, tmp_path / "base")
+    assert (caught.value.code, caught.value.where) == ("artifact-not-found", str(run))
+    assert str(run) in (caught.value.remedy or "")
+    luthier.merge(run)
+    back, base = (
+        load_file(folder / "model.safetensors") for folder in (luthier.unmerge(run, run, tmp_path / "b"), model)
+    )
+    assert all(torch.equal(back[name], tensor) for name, tensor in base.items())
+    with expect_error("artifact-not-found", str(run / "adapter")):  # the two in the wrong order
+        luthier.unmerge(run / "adapter", run / "merged", tmp_path / "other")

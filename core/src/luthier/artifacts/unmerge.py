@@ -38,12 +38,10 @@ def unmerge_folder(merged: Path, adapter: Path, folder: Path, save_dtype: torch.
 
     It is exact up to the rounding of the merged files. If the base that the adapter names is available here, its own
     weights are written, bit for bit, after a check that they agree. Raises `artifact-unmergeable` if the adapter does
-    more than add to weights, so that what it replaced is lost, `artifact-mismatch` if another adapter was merged, and
-    `artifact-not-found` if `merged` is a run without a merged model, or an adapter.
+    more than add to weights, so that what it replaced is lost, and `artifact-mismatch` if another adapter was merged.
     """
     check_replaceable(folder)
-    merged = _find_merged(merged)
-    spec = Model(name_or_path=str(merged))
+    spec = Model(name_or_path=str(_find_merged(merged)))
     opened = open_on_base(adapter, spec, DENSE, torch.device("cpu"))
     own = base_dtype(spec, opened.model.dtype)  # of the files, whatever dtype they were loaded in
     dense = make_dense(opened.model, opened.adapter, opened.quantizer)
@@ -68,7 +66,10 @@ def unmerge_folder(merged: Path, adapter: Path, folder: Path, save_dtype: torch.
 
 
 def _find_merged(place: Path) -> Path:
-    """Return the folder of the merged model: of a run's folder the one that `luthier merge` made in it."""
+    """Return the folder of the merged model: of a run's folder the one that `luthier merge` made in it.
+
+    Raises `artifact-not-found` for a run without one, and for an adapter.
+    """
     if (place / RECORD).is_file():
         if (place / MERGED).is_dir():
             return place / MERGED
