@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import attrs
@@ -20,20 +20,24 @@ from luthier.data.formats.recognise_form import FORMATS, first_rows, recognise_f
 from luthier.data.formats.remarks import remark_repeated
 from luthier.data.formats.row_kinds import check_row_kind
 from luthier.data.formats.wanted import TOKENS, Wanted
+from luthier.data.line_sets import add_read, find_lines
 from luthier.data.read.columns import mapped_columns
+from luthier.data.read.line_blocks import LinesRefused
 from luthier.data.read.row import Row
 from luthier.data.report import Report
-from luthier.data.sets import Progress, making_rows
+from luthier.data.sets import Making, Progress, making_rows
 from luthier.data.source_shares import check_shares, is_mixed
 from luthier.data.stream.row_stream import Stream, stream_of
 from luthier.data.stream.source_rows import Supply, make_supplies
-from luthier.data.tokenise.examples_of_rows import Maker
+from luthier.data.tokenise.examples_of_rows import Made, Maker
 from luthier.data.tokenise.vocabulary import check_token_ids, stop_tokens
+from luthier.data.tokenise.workers import cut_chunks
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Data, Source
 
 WITHOUT_ROLES: Final = ("text", "tokens", "preference", "unpaired", "documents")  # a comparison trains its answers
 BLOCKED: Final = ("text", "tokens")  # formats that can be cut into blocks
+MadeRows = tuple[ReadRows, Iterable[Made]]  # what was read, and what is made of it, in parts
 __all__ = ["Prepared", "Report", "check_token_ids", "prepare_data"]
 
 
@@ -115,6 +119,10 @@ def _made(
     progress: Progress | None,
 ) -> Sets:
     """Return the training set, the validation set or None, and the report on both."""
+    if validation_rows or not held_share(data):
+        sets = made_of_lines(data, (train, validation_rows), maker, seed=seed, wanted=wanted, progress=progress)
+        if sets is not None:
+            return sets
     read = read_forms(data, train, wanted)
     others = read_forms(data, validation_rows, wanted)
     if not validation_rows and held_share(data):
@@ -122,13 +130,46 @@ def _made(
             settle_faults(read.faults, read.count, data)  # what the rows lack, before what cannot be made of them
         train_rows, drawn = divide_rows(len(read.forms), held_share(data), seed)
         read, others = read.chosen(train_rows, faults=True), read.chosen(drawn, faults=False)
-    validation = None
     with making_rows(maker, len(read.forms) + len(others.forms), progress) as line:
-        examples, report = line.make(read, seed)
-        if others.forms:
-            validation, report.validation = line.make(others)
-            report.warnings += remark_repeated(examples, validation)
-    return examples, validation, report
+        parts, other_parts = (line.made(cut_chunks(rows.forms)) for rows in (read, others))
+        return _settled(line, (read, parts), (others, other_parts) if others.forms else None, seed)
+
+
+def _settled(line: Making, train: MadeRows, validation: MadeRows | None, seed: int) -> Sets:
+    examples, report = line.settle(*train, seed)
+    others = None
+    if validation is not None:
+        others, report.validation = line.settle(*validation)
+        report.warnings += remark_repeated(examples, others)
+    return examples, others, report
+
+
+def made_of_lines(
+    data: Data,
+    supplies: tuple[Sequence[Supply], Sequence[Supply]],
+    maker: Maker,
+    *,
+    seed: int,
+    wanted: Wanted,
+    progress: Progress | None,
+) -> Sets | None:
+    """Return what `_made` returns, of files whose rows the processes read themselves; None if that cannot be done."""
+    lines = [find_lines(data, given, wanted, form_of) for given in supplies]
+    train, validation = lines
+    if train is None or validation is None:
+        return None
+    with making_rows(maker, sum(source.num_lines for source in (*train, *validation)), progress) as line:
+        made = line.made(part for source in (*train, *validation) for part in source.parts())
+        read, others = ReadRows(), ReadRows()
+        try:
+            parts, other_parts = add_read(train, made, read), add_read(validation, made, others)
+            return _settled(line, (read, parts), (others, other_parts) if validation else None, seed)
+        except LinesRefused:
+            return None
+        except LuthierError:
+            if not validation:
+                raise
+            return None  # an error of reading the validation rows would come first
 
 
 def _prepared(train: Any, validation: Any, report: Report, maker: Maker) -> Prepared:

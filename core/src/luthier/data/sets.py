@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import attrs
 import numpy as np
-from numpy.typing import NDArray
 
 from luthier.data.examples import TokenDataset
 from luthier.data.formats.bad_rows import Fault, settle_faults
-from luthier.data.formats.forms import Form
 from luthier.data.formats.read_rows import ReadRows
 from luthier.data.formats.remarks import warnings_of
+from luthier.data.joining_set import JoiningSet
+from luthier.data.line_rows import Part, make_part
 from luthier.data.report import Report
 from luthier.data.source_mix import mix_sources, weigh_sources
 from luthier.data.tokenise.examples_of_rows import Made, Maker
@@ -35,13 +36,30 @@ class Making:
     done: int = 0
 
     def make(self, read: ReadRows, seed: int | None = None) -> tuple[TokenDataset, Report]:
-        """Return the examples of the rows, and the report on the rows.
+        """Return the examples of rows that were read, and the report on them, as `settle` does."""
+        return self.settle(read, self.made(cut_chunks(read.forms)), seed)
+
+    def made(self, parts: Iterable[Part]) -> Iterator[Made]:
+        """Yield what is made of each part, in order."""
+        own = partial(make_part, self.maker)
+        for made in map(own, parts) if self.workers is None else self.workers.made(parts):
+            self.done += made.rows if made.read is None else made.read.count
+            if self.progress is not None:
+                self.progress(self.done, self.total)
+            yield made
+
+    def settle(self, read: ReadRows, parts: Iterable[Made], seed: int | None = None) -> tuple[TokenDataset, Report]:
+        """Return the examples in all parts, and the report on the rows that they were made of.
+
+        `read` has the rows of a part, at the latest, when the part comes.
 
         With a `seed` the sources are mixed as the recipe says; the seed decides what is drawn. Raises one error for all
         bad rows, as `bad_rows` says, and `data-empty` if no row is left.
         """
-        report, faults = Report(format=read.name, rows=read.count), list(read.faults)
-        documents = self._documents(read.forms, report, np.array(read.numbers, np.int64), faults)
+        report, faults = Report(), list[Fault]()
+        documents = self._documents(parts, report, read, faults)
+        report.format, report.rows = read.name, read.count
+        faults += read.faults
         documents = weigh_sources(documents, read.parts)
         if seed is not None and (len(read.parts) > 1 or any(part.source.repeat > 1 for part in read.parts)):
             documents, report.sources = mix_sources(documents, read.parts, seed)
@@ -56,19 +74,17 @@ class Making:
             raise LuthierError("data-empty", f"no row is left to train on; dropped: {dropped}", where="data")
         return examples, report
 
-    def _documents(
-        self, forms: Sequence[Form], report: Report, numbers: NDArray[np.int64], faults: list[Fault]
-    ) -> TokenDataset:
-        parts, before = [], 0
-        for made in self._made(forms):
-            parts.append(made.examples.renumbered(numbers[before : before + made.rows]))
+    def _documents(self, parts: Iterable[Made], report: Report, read: ReadRows, faults: list[Fault]) -> TokenDataset:
+        documents, before = JoiningSet(), 0
+        for made in parts:
+            numbers = np.array(read.numbers[before : before + made.rows], np.int64)
+            documents.add(made.examples.renumbered(numbers))
             report.drops.update(made.drops)
             report.changes.update(made.changes)
             report.unrendered.update(made.unrendered)
-            faults += [attrs.evolve(f, number=int(numbers[before + f.number])) for f in made.faults]
+            faults += [attrs.evolve(fault, number=int(numbers[fault.number])) for fault in made.faults]
             before += made.rows
-            self._tell(made.rows)
-        return TokenDataset.joined(parts or [TokenDataset.of(())])
+        return documents.whole()
 
     def _blocks(self, documents: TokenDataset) -> TokenDataset:
         """Return the documents, cut into blocks if the recipe asks for them."""
@@ -76,15 +92,6 @@ class Making:
             return documents
         blocks = Blocks(size=self.maker.data.block_size)
         return TokenDataset.joined([blocks.add(documents), blocks.end()])
-
-    def _made(self, forms: Sequence[Form]) -> Iterator[Made]:
-        parts = cut_chunks(forms)
-        return map(self.maker.make, parts) if self.workers is None else self.workers.made(parts)
-
-    def _tell(self, rows: int) -> None:
-        self.done += rows
-        if self.progress is not None:
-            self.progress(self.done, self.total)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import attrs
 import numpy as np
@@ -41,6 +41,12 @@ class Talks:
         self.bare += not has_system
         self.settings.update(form.settings)
 
+    def merge(self, others: Talks) -> None:
+        """Add the conversations of another set."""
+        self.count += others.count
+        self.bare += others.bare
+        self.settings |= others.settings
+
     @classmethod
     def of(cls, forms: Iterable[Form]) -> Talks:
         talks = cls()
@@ -53,7 +59,7 @@ class Talks:
 class ReadRows:
     """The forms of a set, the names of their formats, and the columns that nothing reads."""
 
-    forms: PackedRows[Form] = attrs.field(factory=PackedRows)
+    forms: PackedRows[Form] | list[Form] = attrs.field(factory=PackedRows[Form])
     talks: Talks = attrs.field(factory=Talks)
     numbers: list[int] = attrs.field(factory=list)  # the row's number of each form
     count: int = 0  # the number of all rows
@@ -66,25 +72,32 @@ class ReadRows:
 
     def add(self, rows: Iterable[Row], form: str, wanted: Wanted, source: Source | None = None) -> None:
         """Add the rows of one source, which have one format. They are read once, one after the other."""
-        first, unread = self.count, UnreadColumns(FORMATS[form].reads, wanted)
-        ignored = IgnoredColumns.of(source)
+        first, reading = self.count, RowReading(self, form, wanted, source)
         for row in rows:
-            try:
-                made = convert_row(row, form, wanted)
-                self.forms.append(made)
-                self.talks.note(made)
-                self.numbers.append(self.count)
-            except LuthierError as error:
-                kind = EMPTY if row.fault is None and is_empty(row) else ""
-                self.faults.append(Fault.of(error, kind, self.count))
-            self.count += 1
-            unread.note(row)
-            ignored.note(row)
+            reading.add(row)
+        self.end_source(form, reading.unread.found, first, source)
+        self.absent += reading.ignored.absent()
+
+    def end_source(self, form: str, unread: Collection[str], first: int, source: Source | None) -> None:
+        """Note what is known of a source once all of its rows were added. `first` is the number of its first row."""
         if source is not None:
             self.parts.append(SourceRows(source=source, first=first, end=self.count))
         self.formats.append(form)
-        self.absent += ignored.absent()
-        self.unread += [name for name in sorted(unread.found) if name not in self.unread]
+        self.unread += [name for name in sorted(unread) if name not in self.unread]
+
+    def take(self, form: Form) -> None:
+        """Add the form of a row."""
+        self.forms.append(form)
+        self.talks.note(form)
+        self.numbers.append(self.count)
+        self.count += 1
+
+    def merge(self, part: ReadRows) -> None:
+        """Add the rows of a part of a source, without their forms."""
+        self.numbers += [self.count + number for number in part.numbers]
+        self.faults += [attrs.evolve(fault, number=self.count + fault.number) for fault in part.faults]
+        self.talks.merge(part.talks)
+        self.count += part.count
 
     def chosen(self, places: NDArray[np.int64], *, faults: bool) -> ReadRows:
         """Return only the forms at these places, with the bad rows or without."""
@@ -99,6 +112,26 @@ class ReadRows:
     def name(self) -> str:
         """Return the set's formats, each once, in order."""
         return ", ".join(dict.fromkeys(self.formats))
+
+
+class RowReading:
+    """The reading of one source's rows into a set, with the columns that nothing reads."""
+
+    def __init__(self, read: ReadRows, form: str, wanted: Wanted, source: Source | None) -> None:
+        self.read, self.form, self.wanted = read, form, wanted
+        self.unread = UnreadColumns(FORMATS[form].reads, wanted)
+        self.ignored = IgnoredColumns.of(source)
+
+    def add(self, row: Row) -> None:
+        """Add a row, or note what is wrong with it."""
+        try:
+            self.read.take(convert_row(row, self.form, self.wanted))
+        except LuthierError as error:
+            kind = EMPTY if row.fault is None and is_empty(row) else ""
+            self.read.faults.append(Fault.of(error, kind, self.read.count))
+            self.read.count += 1
+        self.unread.note(row)
+        self.ignored.note(row)
 
 
 @attrs.define

@@ -13,6 +13,7 @@ from luthier.data.read.textfiles import read_lines, read_whole
 
 ROW_COLUMNS = {"messages", "conversations", "text", "prompt", "instruction", "input_ids", "chosen"}
 SPACE = re.compile(r"\s*")
+ESCAPE = "\\u"  # searched for first, as that takes a tenth of the time
 SURROGATE = re.compile(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
 
 
@@ -32,7 +33,7 @@ def parse_json(text: str, start: int = 0) -> tuple[Any, int]:
         value, end = DECODER.raw_decode(text, start)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if SURROGATE.search(text, start, end):
+    if ESCAPE in text and SURROGATE.search(text, start, end):
         _check_surrogates(value)
     return value, end
 
@@ -54,12 +55,12 @@ def read_jsonl(path: Path) -> Iterator[Row]:
     for number, line in read_lines(path):
         if text := line.strip():
             if not first and text[0] in "[{":
-                _check_lines(text, f"{path}:{number}")
+                check_first_line(text, f"{path}:{number}")
             first = first or text
             yield parse_row(text, f"{path}:{number}")
 
 
-def _check_lines(first: str, where: str) -> None:
+def check_first_line(first: str, where: str) -> None:
     """Raise `data-unreadable` if the first line shows that a file named as JSON Lines is a JSON file."""
     try:
         value = parse_json(first)[0]

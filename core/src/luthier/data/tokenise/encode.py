@@ -8,17 +8,18 @@ from typing import Any
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
-from luthier.data.examples import IGNORED, TokenExample
 from luthier.data.formats.forms import Completion, Document
 from luthier.data.read.row import broken_row
 from luthier.data.template_calls import typed_reason
-from luthier.data.tokenise.byte_tokens import ByteTokens, find_core
+from luthier.data.tokenise.flat.byte_tokens import ByteTokens, find_core
+from luthier.data.tokenise.flat.labelled_texts import Labelled, LabelledTexts
 from luthier.data.tokenise.supervised_spans import Rendered, Span
 from luthier.errors import LuthierError
 
 SHORT = 64  # characters of a text whose tokens are remembered
-Tokenised = tuple[list[int], list[Span] | None]  # ids, and the range of tokens of each span
+Tokenised = tuple[Any, list[Span] | None]  # ids in a list or an array, and the range of tokens of each span
 
 
 @attrs.define
@@ -46,7 +47,7 @@ class Encoder:
     def prompt(self, text: str) -> list[int]:
         """Return the tokens of a prompt as training puts them before an answer: one BOS, and nothing after it."""
         ids = np.asarray(self._ids([text])["input_ids"][0], np.int32)
-        return self._one_bos(ids, ids, self.bos).tolist()
+        return (ids if self.bos is None else self._one_bos(ids)).tolist()
 
     def document(self, form: Document) -> Rendered:
         """Return the text and EOS, all supervised."""
@@ -71,20 +72,20 @@ class Encoder:
             text = text.rstrip().removesuffix(eos)
         return text
 
-    def encode(self, texts: Sequence[Rendered]) -> tuple[list[TokenExample], set[str]]:
-        """Return a token example for each text, in order, and the places of rows whose supervised text the tokens lose.
+    def encode(self, texts: Sequence[Rendered]) -> tuple[LabelledTexts, set[str]]:
+        """Return the tokens and labels of the texts, and the places of rows whose supervised text the tokens lose.
 
         Texts are tokenised whole. If a span's tokens do not decode to the span, or the prompt before it would have
-        other tokens by itself, the text is tokenised piece by piece instead, which makes both true.
+        other tokens by itself, the text is tokenised piece by piece instead, which makes both true. Each text must be
+        encodable.
         """
-        for text in texts:
-            check_text(text)
-        if not texts:
-            return [], set()
-        tokenised, lossy = self._tokenised(texts)
-        made = [self._labelled(text, ids, spans or []) for text, (ids, spans) in zip(texts, tokenised, strict=True)]
-        lacking = (i for i, example in enumerate(made) if i in lossy or self._lacks(texts[i], example))
-        return made, {texts[i].where for i in lacking}
+        tokenised, lossy = self._tokenised(texts) if texts else ([], set[int]())
+        eos = self.tokenizer.eos_token_id
+        rows = [
+            self._labelled(text, ids, spans or [], eos) for text, (ids, spans) in zip(texts, tokenised, strict=True)
+        ]
+        made = LabelledTexts.of(rows)
+        return made, {texts[i].where for i in lossy | self._lacking(texts, made)}
 
     def _tokenised(self, texts: Sequence[Rendered]) -> tuple[list[Tokenised], set[int]]:
         """Return the proven tokens of each text, and the texts that no tokens reproduce.
@@ -111,11 +112,13 @@ class Encoder:
         except Exception:  # of the tokenizer, which refuses a text: the slower way finds out which
             return [None] * len(texts)
 
-    def _lacks(self, text: Rendered, example: TokenExample) -> bool:
-        """Return True if a supervised character has no token."""
-        unknown = self.tokenizer.unk_token_id
-        has_unknown = unknown is not None and bool((example.labels == unknown).any())
-        return has_unknown and self.tokenizer.unk_token not in text.text
+    def _lacking(self, texts: Sequence[Rendered], made: LabelledTexts) -> set[int]:
+        """Return the texts with a supervised character that has no token."""
+        unknown, unwritten = self.tokenizer.unk_token_id, self.tokenizer.unk_token
+        if unknown is None:
+            return set()
+        places = np.searchsorted(made.starts, np.flatnonzero(made.labels == unknown), side="right") - 1
+        return {i for i in np.unique(places).tolist() if unwritten not in texts[i].text}
 
     def _ids(self, texts: Sequence[str]) -> Any:
         return self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
@@ -203,28 +206,27 @@ class Encoder:
             return self.tokenizer.backend_tokenizer.decode_batch(tokens, skip_special_tokens=False)
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def _labelled(self, text: Rendered, tokens: list[int], spans: list[Span]) -> TokenExample:
-        ended = text.eos and self.tokenizer.eos_token_id is not None
-        ids = np.asarray([*tokens, self.tokenizer.eos_token_id] if ended else tokens, np.int32)
-        labels = ids.copy() if text.everything else np.full_like(ids, IGNORED)
-        for a, b in spans:
-            labels[a : b + ended] = ids[a : b + ended]
-        labels = self._one_bos(ids, labels, IGNORED)
-        ids = self._one_bos(ids, ids, self.bos)
-        return TokenExample(input_ids=ids, labels=labels, weight=text.weight, where=text.where)
-
-    def _one_bos(self, ids: Any, values: Any, new: int | None) -> Any:
-        """Return the `values` of tokens `ids` with exactly one BOS in front, if text or tokenizer puts any there.
-
-        `new` is the value for a BOS that is added.
-        """
+    def _labelled(self, text: Rendered, tokens: Any, spans: Sequence[Span], eos: int | None) -> Labelled:
+        """Return the tokens with one BOS, and with an EOS if it follows the text, and the supervised ranges."""
+        ended = text.eos and eos is not None
+        ids = np.asarray([*tokens, eos] if ended else tokens, np.int32)
+        if text.everything:
+            spans = [(0, len(ids))]
+        elif ended:
+            spans = [(a, b + 1) for a, b in spans]
         if self.bos is None:
-            return values
+            return ids, spans
+        whole = self._one_bos(ids)
+        more = len(whole) - len(ids)
+        return whole, spans if not more else [(max(a + more, 0), max(b + more, 0)) for a, b in spans]
+
+    def _one_bos(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return the tokens with exactly one BOS in front, if text or tokenizer puts any there."""
         other = np.flatnonzero(ids != self.bos)
         leading = int(other[0]) if len(other) else len(ids)
         if leading == 0 and self.adds_bos:
-            return np.concatenate([[new], values]).astype(np.int32)
-        return values[max(leading - 1, 0) :]
+            return np.concatenate([[self.bos], ids]).astype(np.int32)
+        return ids[max(leading - 1, 0) :]
 
 
 def _decodes_plainly(tokenizer: Any) -> bool:

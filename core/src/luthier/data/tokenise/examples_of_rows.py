@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -14,13 +15,15 @@ from luthier.data.formats.bad_rows import Fault
 from luthier.data.formats.beside import template_variables
 from luthier.data.formats.forms import Completion, Conversation, Document, Form, Instruction, Pair, Tokens
 from luthier.data.formats.message_roles import named_roles, supervise_roles
+from luthier.data.formats.read_rows import ReadRows
 from luthier.data.read.packed_rows import BLOCK
 from luthier.data.tokenise.chat_template import ChatTemplate, load_template
 from luthier.data.tokenise.encode import Encoder, check_text
+from luthier.data.tokenise.flat.labelled_texts import Whole
 from luthier.data.tokenise.overlong import fit_length, fit_unit, overlong_policy
 from luthier.data.tokenise.refusals.lost_parts import lost_error, lost_kind, lost_parts
 from luthier.data.tokenise.refusals.tried_remedies import advise_change
-from luthier.data.tokenise.supervised_spans import Rendered
+from luthier.data.tokenise.supervised_spans import Rendered, fill_conversation
 from luthier.data.tokenise.unit_texts import UnitTexts
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Data, Overlong
@@ -37,6 +40,14 @@ class Draft:
     texts: Mapping[str, Rendered]
     tokens: Mapping[str, TokenExample] = attrs.field(factory=dict)
 
+    @property
+    def is_bare(self) -> bool:
+        """Return True if the unit is one text of which there is nothing to note."""
+        if self.tokens or len(self.texts) > 1 or "text" not in self.texts:
+            return False
+        text = self.texts["text"]
+        return not (text.remarks or text.lost)
+
 
 @attrs.define(kw_only=True)
 class Made:
@@ -48,6 +59,7 @@ class Made:
     changes: Counter[str] = attrs.field(factory=Counter)
     unrendered: Counter[str] = attrs.field(factory=Counter)  # parts that the chat template leaves out, by role
     faults: list[Fault] = attrs.field(factory=list)  # of rows from which nothing could be made
+    read: ReadRows | None = None  # what was read of the rows, without their forms, if that was done by the same process
 
 
 def _settings_of(data: Data) -> dict[str, Any]:
@@ -79,25 +91,37 @@ class Maker:
         forms = list(forms)  # packed ones are unpacked once
         made = Made(examples=TokenDataset.of(()), rows=len(forms))
         drafts = [self._checked(form, number, made) for number, form in enumerate(forms)]
-        texts = [text for own in drafts for draft in own for text in draft.texts.values()]
+        texts = _texts(itertools.chain.from_iterable(drafts))
         encoded, undecodable = self.encoder.encode(texts)
         made.changes.update(["undecodable"] * len(undecodable))
-        examples = iter(encoded)
-        fitted: list[TokenExample] = []
+        is_trainable = encoded.are_trainable(None if self.data.block_size is not None else self.data.max_length)
+        fitted: list[Whole | TokenExample] = []
+        at = 0  # the number of the next text
         for number, (form, own) in enumerate(zip(forms, drafts, strict=True)):
+            if len(own) == 1 and own[0].is_bare and is_trainable[at] and self._keeps_whole(form):
+                fitted.append(Whole(text=at, row=number, weight=texts[at].weight * form.weight, where=form.where))
+                at += 1
+                continue
             self._note(own, made)
             for draft in own:
-                documents = {**draft.tokens, **{name: next(examples) for name in draft.texts}}
-                whole = TokenExample.joined(documents)
-                example = whole.of_row(form.where, form.columns, number, form.weight)
+                rest = {name: encoded.example(at + i, text) for i, (name, text) in enumerate(draft.texts.items())}
+                at += len(rest)
+                example = TokenExample.joined({**draft.tokens, **rest})
+                example = example.of_row(form.where, form.columns, number, form.weight)
                 fitted += self._fitted(example, form, number, made)
-        made.examples = TokenDataset.of(fitted)
+        made.examples = encoded.joined(fitted)
         return made
+
+    def _keeps_whole(self, form: Form) -> bool:
+        """Return True if a text of this form that fits is an example as it is."""
+        splits = self.data.overlong == "split" and self.data.block_size is None
+        return not form.columns and (not splits or isinstance(form, Document))
 
     def _checked(self, form: Form, number: int, made: Made) -> list[Draft]:
         """Return the documents of each unit that the form becomes; none for a bad row, whose fault is noted."""
         try:
-            drafts = self._drafts(form, made)
+            filled = self._filled(form)
+            drafts = self._drafts(form, made) if filled is None else [filled]
             for draft in drafts:
                 for text in draft.texts.values():
                     check_text(text)
@@ -112,6 +136,18 @@ class Maker:
             return error
         template = self.template.with_settings(form.settings)
         return advise_change(error, form, template, self.data.train_on == "all")
+
+    def _filled(self, form: Form) -> Draft | None:
+        """Return the document of a conversation of a known shape, of which nothing else has to be found out.
+
+        `_drafts` gives the same for every row, and takes three times as long.
+        """
+        if type(form) is not Conversation or self.data.train_on != "assistant" or self.template is None:
+            return None
+        if form.texts or form.settings or form.weight == 0:
+            return None
+        text = fill_conversation(form, self.template)
+        return None if text is None else Draft(texts={"text": text})
 
     def _note(self, drafts: list[Draft], made: Made) -> None:
         """Count the row once for each thing that happened to it."""

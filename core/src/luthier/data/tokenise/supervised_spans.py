@@ -54,10 +54,9 @@ def render_conversation(form: Conversation, template: ChatTemplate, everything: 
 
     Each supervised span ends with the template's stop token; if the template writes none, the EOS token is inserted.
     """
-    filled = None if everything else template.plans.fill(form, template)
+    filled = None if everything else fill_conversation(form, template)
     if filled is not None:
-        text, spans = filled
-        return [Rendered(text=text, spans=spans, where=form.where)]
+        return [filled]
     try:
         given = form.with_messages(_bare(message, template) for message in form.messages)
         made, foreign = _rendered(given, template, everything)
@@ -73,6 +72,15 @@ def render_conversation(form: Conversation, template: ChatTemplate, everything: 
     needed = (*foreign, *(part for part in lost if part.index <= last))
     behind = ("trailing",) * (len(needed) < len(foreign) + len(lost))
     return [attrs.evolve(made[0], lost=needed, remarks=made[0].remarks + behind), *made[1:]]
+
+
+def fill_conversation(form: Conversation, template: ChatTemplate) -> Rendered | None:
+    """Return the text of a conversation whose shape has a plan; None for another one."""
+    filled = template.plans.fill(form, template)
+    if filled is None:
+        return None
+    text, spans = filled
+    return Rendered(text=text, spans=spans, where=form.where)
 
 
 def _find_lost(form: Conversation, template: ChatTemplate, texts: list[str], everything: bool) -> list[Part]:

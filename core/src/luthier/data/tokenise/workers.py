@@ -19,6 +19,7 @@ import attrs
 
 from luthier.data.formats.bad_rows import Found
 from luthier.data.formats.forms import Form
+from luthier.data.line_rows import LineRows, Part, make_part
 from luthier.data.read.content_hash import tokenizer_hash
 from luthier.data.read.packed_rows import PackedRows
 from luthier.data.tokenise.examples_of_rows import CHUNK, Made, Maker
@@ -79,8 +80,8 @@ class Workers:
         for hand in self._hands:
             hand.end()
 
-    def made(self, parts: Iterable[Sequence[Form]]) -> Iterator[Made]:
-        """Yield what `maker.make` returns for each part, in order. An error comes where it would in one process."""
+    def made(self, parts: Iterable[Part]) -> Iterator[Made]:
+        """Yield what `make_part` returns for each part, in order. An error comes where it would in one process."""
         waiting, turn = enumerate(_with_error(parts)), 0
         answers: dict[int, Any] = {}
         while True:
@@ -128,7 +129,7 @@ class Task:
     """A chunk of rows that a worker is making."""
 
     number: int
-    forms: Sequence[Form]
+    forms: Part
     tries: int = 0
 
     @property
@@ -234,7 +235,7 @@ def _pair() -> tuple[Connection, Connection]:
     return Connection(one.detach()), Connection(other.detach())
 
 
-def _with_error(parts: Iterable[Sequence[Form]]) -> Iterator[Sequence[Form] | Exception]:
+def _with_error(parts: Iterable[Part]) -> Iterator[Part | Exception]:
     """Yield the parts, and at the end the error of reading them, which must not precede the parts read earlier."""
     try:
         yield from parts
@@ -243,7 +244,8 @@ def _with_error(parts: Iterable[Sequence[Form]]) -> Iterator[Sequence[Form] | Ex
 
 
 def _lost(task: Task, how: str) -> LuthierError:
-    first, last = task.forms[0].where, task.forms[-1].where
+    rows = task.forms
+    first, last = rows.ends if isinstance(rows, LineRows) else (rows[0].where, rows[-1].where)
     problem = f"a process that tokenised rows {task.rows} died twice ({how})"
     return LuthierError("data-worker", problem, where=f"{first} to {last}")
 
@@ -268,9 +270,9 @@ def _serve(connection: Connection, maker: Maker) -> None:
         connection.send(_answer(maker, forms))
 
 
-def _answer(maker: Maker, forms: Sequence[Form]) -> Any:
+def _answer(maker: Maker, part: Part) -> Any:
     try:
-        return maker.make(forms)
+        return make_part(maker, part)
     except LuthierError as error:
         value = None if error.found is None else show_value(error.found)
         return (error.code, error.problem, error.where, value, error.remedy)

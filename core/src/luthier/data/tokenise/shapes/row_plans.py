@@ -71,7 +71,7 @@ class RowPlan:
 
     def fill(self, contents: Sequence[str]) -> tuple[str, tuple[Span, ...]]:
         """Return the text and its spans for messages with these contents."""
-        parts = [piece if isinstance(piece, str) else piece.fill(contents) for piece in self.pieces]
+        parts = [piece if type(piece) is str else piece.fill(contents) for piece in self.pieces]  # type: ignore[union-attr]
         ends = [0, *accumulate(map(len, parts))]
         return "".join(parts), tuple((ends[a] + i, ends[b] + j) for (a, i), (b, j) in self.spans)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import attrs
@@ -52,7 +53,7 @@ class ByteTokens:
             is_blank=np.array([not octets.strip(b" ") for octets in table], bool),
         )
 
-    def encode(self, texts: Sequence[Rendered], alone: Heads) -> list[tuple[list[int], list[Span]] | None]:
+    def encode(self, texts: Sequence[Rendered], alone: Heads) -> list[tuple[NDArray[np.int32], list[Span]] | None]:
         """Return the tokens of each text, and the range of tokens of each span.
 
         None stands for a text whose tokens do not prove it, or in which a span does not begin and end with tokens or
@@ -64,10 +65,10 @@ class ByteTokens:
         encoded = self.core.encode_batch_fast([text.text for text in texts], add_special_tokens=False)
         batch = Batch.of([encoding.ids for encoding in encoded], self.lengths)
         ranges: list[list[Span] | None] = [[] if proven else None for proven in self._prove(batch, raws)]
-        spans = [span for span in _byte_spans(texts, raws, batch) if ranges[span.row] is not None]
-        if spans:
+        spans = ByteSpans.of(texts, raws, batch.borders[batch.firsts].tolist(), ranges)
+        if len(spans.rows):
             self._find_ranges(batch, raws, spans, ranges, alone)
-        return [None if own is None else (ids, own) for ids, own in zip(batch.rows, ranges, strict=True)]
+        return [None if own is None else (ids, own) for ids, own in zip(batch.arrays(), ranges, strict=True)]
 
     def _is_bare(self) -> bool:
         """Return True if the tokenizer now encodes whole texts, as a call of it without special tokens would."""
@@ -83,33 +84,32 @@ class ByteTokens:
         return [b"".join(map(self.table.__getitem__, ids)) == raw for ids, raw in zip(batch.rows, raws, strict=True)]
 
     def _find_ranges(
-        self, batch: Batch, raws: list[bytes], spans: list[ByteSpan], ranges: list[list[Span] | None], alone: Heads
+        self, batch: Batch, raws: list[bytes], spans: ByteSpans, ranges: list[list[Span] | None], alone: Heads
     ) -> None:
         """Add the range of tokens of every span to `ranges`; None for a text in which one has none."""
-        starts, ends = (np.array(values, np.int64) for values in zip(*((s.start, s.end) for s in spans), strict=True))
-        first = np.searchsorted(batch.borders, starts)
-        end = np.searchsorted(batch.borders, ends)
-        is_exact = (batch.borders[first] == starts) & (batch.borders[end] == ends) & (end > first)
+        first, end = np.searchsorted(batch.borders, spans.starts), np.searchsorted(batch.borders, spans.ends)
+        is_exact = (batch.borders[first] == spans.starts) & (batch.borders[end] == spans.ends) & (end > first)
         last = np.maximum(end - 1, 0)
         is_exact &= ~(self.is_blank[batch.ids[first % len(batch.ids)]] | self.is_blank[batch.ids[last]])
         special = np.maximum.accumulate(np.where(self.is_special[batch.ids], np.arange(len(batch.ids)), -1))
-        before = np.where(first > 0, special[first - 1], -1)
-        found = zip(spans, first.tolist(), end.tolist(), before.tolist(), is_exact.tolist(), strict=True)
+        base = batch.firsts[spans.rows]
+        # a head is the text from the last special token before a span, or from the text's beginning, up to the span
+        at = np.maximum(np.where(first > 0, special[first - 1], -1), base)
+        places = (first - base, end - base, at - base, batch.borders[at] - batch.borders[base],
+                  spans.starts - batch.borders[base], is_exact)  # fmt: skip
         heads = []
-        for span, a, b, special_token, exact in found:
-            row, own = span.row, ranges[span.row]
+        for row, a, b, begin, octet, stop, exact in zip(spans.rows, *(one.tolist() for one in places), strict=True):
+            own = ranges[row]
             if own is None or not exact:
                 ranges[row] = None
                 continue
-            base = int(batch.firsts[row])
-            own.append((a - base, b - base))
-            at = max(special_token, base)
-            octets = slice(int(batch.borders[at] - batch.borders[base]), span.start - int(batch.borders[base]))
-            if octets.stop > octets.start:
-                heads.append((row, raws[row][octets].decode(), batch.rows[row][at - base : a - base]))
-        tokens = alone({head for _, head, _ in heads})
+            own.append((a, b))
+            if stop > octet:
+                heads.append((row, raws[row][octet:stop], batch.rows[row][begin:a]))
+        texts = {head: head.decode() for head in {head for _, head, _ in heads}}
+        tokens = alone(set(texts.values()))
         for row, head, ids in heads:
-            if tokens[head] != ids:
+            if tokens[texts[head]] != ids:
                 ranges[row] = None
 
 
@@ -128,23 +128,35 @@ class Batch:
         ids = np.fromiter(itertools.chain.from_iterable(rows), np.int64, int(firsts[-1]))
         return cls(rows, ids, firsts, np.append(0, np.cumsum(lengths[ids])))
 
-
-@attrs.frozen
-class ByteSpan:
-    """A supervised span: its text, and its bytes among those of all texts."""
-
-    row: int
-    start: int
-    end: int
+    def arrays(self) -> list[NDArray[np.int32]]:
+        """Return the tokens of each text."""
+        ids, borders = self.ids.astype(np.int32), self.firsts.tolist()
+        return [ids[a:b] for a, b in pairwise(borders)]
 
 
-def _byte_spans(texts: Sequence[Rendered], raws: Sequence[bytes], batch: Batch) -> Iterator[ByteSpan]:
-    bases = batch.borders[batch.firsts].tolist()
-    for row, (text, raw) in enumerate(zip(texts, raws, strict=True)):
-        base, is_ascii = bases[row], len(raw) == len(text.text)
-        for span in text.spans:
-            start, end = span if is_ascii else (len(text.text[:place].encode()) for place in span)
-            yield ByteSpan(row, base + start, base + end)
+@attrs.frozen(eq=False)
+class ByteSpans:
+    """The supervised spans of several texts: the text of each, and its bytes among those of all texts."""
+
+    rows: list[int]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls, texts: Sequence[Rendered], raws: Sequence[bytes], bases: Sequence[int], ranges: Sequence[object]
+    ) -> ByteSpans:
+        """Return the spans of the texts that have `ranges`. `bases` are the bytes before each text."""
+        rows: list[int] = []
+        places: list[int] = []
+        for row, (text, raw) in enumerate(zip(texts, raws, strict=True)):
+            base, is_ascii = bases[row], len(raw) == len(text.text)
+            for start, end in text.spans if ranges[row] is not None else ():
+                rows.append(row)
+                places.append(base + (start if is_ascii else len(text.text[:start].encode())))
+                places.append(base + (end if is_ascii else len(text.text[:end].encode())))
+        both = np.array(places, np.int64)
+        return cls(rows, both[::2], both[1::2])
 
 
 def _byte_alphabet() -> dict[int, int]:
