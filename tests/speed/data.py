@@ -11,7 +11,8 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,20 +27,25 @@ WORDS: Final = (
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=20_000, help="chat rows of about 300 bytes")
     parser.add_argument("--processes", type=int, default=2, help="that tokenise")
+    parser.add_argument("--peer", choices=("trl", "none"), default="trl", help="none: Luthier alone")
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         write_rows(path, arguments.rows)
-        found = {side: _apart(side, path, arguments.processes) for side in ("ours", "trl")}
-    same = found["ours"]["tokens"] == found["trl"]["tokens"]
-    clock = arguments.clock
-    rates = [arguments.rows / found[side][clock] for side in ("ours", "trl")]
-    more = {f"{name}_{side}": found[side][name] for side in found for name in ("wall", "cpu", "peak_mb")}
-    yield Row.rate(
-        f"data, {arguments.rows:,} chat rows", *rates, f"rows/s ({clock})", more={**more, "same_tokens": same}
-    )
+        compared = ("ours",) if arguments.peer == "none" else ("ours", "trl")
+        found = {side: _apart(side, path, arguments.processes) for side in compared}
+    clock, sides = arguments.clock, [side for side in ("ours", "trl") if side in found]
+    more = {f"{name}_{side}": found[side][name] for side in sides for name in ("wall", "cpu", "peak_mb", "tree_mb")}
+    if "trl" in found:
+        more["same_tokens"] = found["ours"]["tokens"] == found["trl"]["tokens"]
+    case, unit = f"data, {arguments.rows:,} chat rows", f"rows/s ({clock})"
+    ours, *peer = [arguments.rows / found[side][clock] for side in sides]
+    if not peer:
+        yield Row(case=case, ours=ours, peer=None, unit=unit, ratio=None, more=more)
+    else:
+        yield Row.rate(case, ours, peer[0], unit, more=more)
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -56,10 +62,26 @@ def write_rows(path: Path, count: int) -> None:
 def _apart(side: str, path: Path, processes: int) -> dict[str, Any]:
     """What a side takes in a process of its own, those that it starts counted."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_measured, side, str(path), processes).result()
+        task, tree = pool.submit(_measured, side, str(path), processes), 0.0
+        while not task.done():
+            tree = max(tree, _tree_mb())
+            wait([task], timeout=0.1)
+        return {**task.result(), "tree_mb": tree}
+
+
+def _tree_mb() -> float:
+    """MiB of resident memory of all processes below this one. Pages that two of them share are counted twice."""
+    import psutil
+
+    total = 0
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            total += child.memory_info().rss
+    return total / (1 << 20)
 
 
 def _measured(side: str, path: str, processes: int) -> dict[str, Any]:
+    import numpy as np
     from luthier.model.load import tokenizer_of
     from luthier.recipe.schema import Model
 
@@ -70,7 +92,8 @@ def _measured(side: str, path: str, processes: int) -> dict[str, Any]:
         wall, cpu = time.perf_counter() - wall, _cpu() - cpu
         digest = hashlib.sha256()
         for ids in prepared:
-            digest.update(json.dumps(list(map(int, ids))).encode())
+            tokens = np.asarray(ids, np.int32)
+            digest.update(len(tokens).to_bytes(8, "big") + tokens.tobytes())
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
     return {"wall": wall, "cpu": cpu, "peak_mb": peak, "tokens": digest.hexdigest()}
 
