@@ -56,6 +56,11 @@ def check_model(model: Any, folder: Path, adapter: Any = None) -> float:
     )
 
 
+def gives_numbers(model: Any, adapter: Adapter) -> bool:
+    """Return whether the logits of the tokens that are compared here are finite."""
+    return bool(_logits(model, adapter).isfinite().all())
+
+
 def measure_error(model: Any, other: Any, adapter: Any = None) -> float:
     """Return how far another model's logits are from those of the model with its adapter, relative to their size."""
     return _error(_logits(model, adapter), _logits(other))
