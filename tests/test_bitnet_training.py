@@ -184,7 +184,7 @@ def test_an_export_of_a_run_is_packed_in_either_convention_and_compared(world, t
     train(world, tmp_path / "run", quantizer="bitnet", max_steps=2)
     found = luthier.export(tmp_path / "run", {"name": "bitnet_packed", "weight_scale": weight_scale})
     assert found.differences["logits, relative"] < 5e-3
-    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= found.files.keys()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= found.files.keys()
     kept = json.loads((found.folder / "config.json").read_text())["quantization_config"]["linear_class"]
     assert kept == {"divide": "bitlinear", "multiply": "autobitlinear"}[weight_scale]
 

@@ -122,7 +122,7 @@ def a_name_that_two_distributions_claim(world):
     Recipe.from_dict({**world.settings, "exact_callbacks": ["made-up"]}, plugins=Plugins())
 
 
-@provokes("part-incompatible", "adapter 'full' needs dense-weights", "quantizer 'int8'", "Replace one")
+@provokes("part-incompatible", "adapter 'full' needs dense-weights", "quantizer 'int8'", "Leave the quantizer out")
 def full_tuning_of_integers(world):
     world.train(adapter="full", quantizer="int8")
 
