@@ -92,18 +92,16 @@ def check_untrained(
     checked is not checked again.
     """
     small = sum(p.numel() * p.element_size() for p in model.parameters()) <= SMALL
-    is_whole = artifact_name(adapter) == "model"
+    whole = artifact_name(adapter) == "model"
     key = _key(note, model, tokenizer, merges=merges)
-    if key in _checked or (is_whole and not small and quantizer.trains):
-        return
-    if small and not gives_numbers(model, adapter):
-        return  # no comparison can be made, and the layer that gives none is named in a moment
+    if key in _checked or (whole and not small and quantizer.trains) or (small and not gives_numbers(model, adapter)):
+        return  # without numbers nothing can be compared, and the layer that gives none is named in a moment
     try:
         with keep_randomness(), muted_logs(), tempfile.TemporaryDirectory(prefix="luthier-untrained-") as folder:
             place = Path(folder) / artifact_name(adapter)
             if small:
                 _write_small(model, adapter, quantizer, tokenizer, note, place)
-            elif is_whole:
+            elif whole:
                 _write_sample(model, adapter, place)
             else:
                 _read_back(adapter, place)
