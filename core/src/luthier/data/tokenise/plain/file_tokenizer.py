@@ -22,7 +22,15 @@ CLASSES: Final = ("TokenizersBackend", "PreTrainedTokenizerFast")
 EXTRA: Final = ("extra_special_tokens", "additional_special_tokens")
 NAMED: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # model types for which transformers takes its own class, whatever the files name
-OWN_CLASS: Final = ("qwen2", "qwen3_5")
+OWN_CLASS: Final = (
+    "qwen2",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_5_moe_text",
+    "qwen4_exp",
+    "siglip2",
+    "hyperclovax_vision_v2",
+)
 ALTERING: Final = (  # settings by which transformers deviates from tokenizer.json
     *("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "split_special_tokens"),
     *("auto_map", "model_specific_special_tokens", "fix_mistral_regex", "added_tokens_decoder", "do_lower_case"),
