@@ -173,7 +173,7 @@ def test_a_run_that_ends_before_its_schedule_is_told_so_once(end, purpose, warni
     part.apply(model, attrs.evolve(context(model), purpose=purpose))
     for step in (0, 3, 4, 4):
         part.progressed(Progress(step=step, total_steps=4, epoch=0.0))
-    assert capsys.readouterr().err.count("the run ended before the schedule") == warnings
+    assert capsys.readouterr().err.count("the run ends before the schedule") == warnings
 
 
 def test_in_the_second_stage_the_rate_falls_and_weights_decay_no_longer():

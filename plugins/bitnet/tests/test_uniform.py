@@ -271,9 +271,16 @@ def test_options_that_contradict_each_other_are_refused(options, message):
 
 
 def test_a_range_that_is_kept_is_not_one_for_each_token():
-    with expect_error("recipe-conflict", "activation_granularity") as caught:
+    with expect_error("recipe-conflict", "activation_granularity"):
         QatActivations(online_calibration=True)
-    assert caught.value.code == "recipe-conflict"
+
+
+@pytest.mark.parametrize(
+    "given", [{"calibration_frequency": 9}, {"calibration_samples": 9}, {"calibration_decay": 0.9}]
+)
+def test_a_calibration_that_is_not_asked_for_takes_no_options(given):
+    with expect_error("recipe-conflict", *given):
+        QatActivations(activation_granularity="tensor", **given)
 
 
 def test_a_fitted_scale_is_made_again_when_the_weight_changes():

@@ -37,13 +37,8 @@ from luthier.step.schedule.total_steps import feed_of
 log = get_logger()
 SMALL: Final = 1 << 30  # bytes of a model that is read a second time, which takes a second or two
 NOISE: Final = 1e-2  # added to trained weights, as many begin at zero, where no option of an adapter shows
-VARYING: Final = (
-    "run_id",
-    "card",
-    "seed",
-    "parts",
-    "progress",
-)  # entries of a note that do not decide what an artifact holds
+# entries of a note that do not decide what an artifact holds
+VARYING: Final = ("run_id", "card", "seed", "parts", "progress")
 CODE: Final = "artifact-uncarried"
 
 _checked: set[str] = set()  # what this process has found to be carried

@@ -7,7 +7,7 @@ first: if anything but a bad row goes wrong, or the files are of another kind, t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -18,14 +18,12 @@ from luthier.data.formats.wanted import Wanted
 from luthier.data.line_rows import LineRows
 from luthier.data.read.columns import ignored_columns
 from luthier.data.read.line_blocks import SUFFIXES, LineFile, LinesRefused
-from luthier.data.read.row import Row
 from luthier.data.read.sources import file_kind, find_files
+from luthier.data.stream.row_stream import FormOf
 from luthier.data.stream.source_rows import Supply
 from luthier.data.tokenise.examples_of_rows import Made
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Data, Source
-
-FormOf = Callable[[Data, Sequence[Row], Source, Wanted], str]
 
 
 @attrs.frozen(kw_only=True)

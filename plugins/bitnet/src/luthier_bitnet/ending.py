@@ -10,7 +10,10 @@ log = get_logger()
 
 @attrs.define
 class Ending:
-    """Warns once if a run has trained all its steps and its quantizer's schedule has not ended."""
+    """Warns once if the last step of a run comes before the end of its quantizer's schedule.
+
+    A run asks before its first step what its layers will be at its end, so that the warning comes before the training.
+    """
 
     quantizer: str
     purpose: str = "train"
@@ -23,8 +26,8 @@ class Ending:
             return
         self.warned = True
         log.warning(
-            "the run ended before the schedule",
+            "the run ends before the schedule",
             quantizer=self.quantizer,
             rounded=round(share, 3),
-            remedy="Let the schedule end within the run: the saved weights are still partly exact.",
+            remedy="Let the schedule end within the run: the saved weights would still be partly exact.",
         )

@@ -134,8 +134,11 @@ class Task:
 
     @property
     def rows(self) -> str:
-        first = self.number * CHUNK + 1
-        return f"{first} to {first + len(self.forms) - 1}"
+        """Return where its first and its last row come from."""
+        first, last = (
+            self.forms.ends if isinstance(self.forms, LineRows) else (self.forms[0].where, self.forms[-1].where)
+        )
+        return f"{first} to {last}"
 
 
 @attrs.define(eq=False)
@@ -244,10 +247,7 @@ def _with_error(parts: Iterable[Part]) -> Iterator[Part | Exception]:
 
 
 def _lost(task: Task, how: str) -> LuthierError:
-    rows = task.forms
-    first, last = rows.ends if isinstance(rows, LineRows) else (rows[0].where, rows[-1].where)
-    problem = f"a process that tokenised rows {task.rows} died twice ({how})"
-    return LuthierError("data-worker", problem, where=f"{first} to {last}")
+    return LuthierError("data-worker", f"a process that tokenised these rows died twice ({how})", where=task.rows)
 
 
 def join(descriptor: int) -> None:

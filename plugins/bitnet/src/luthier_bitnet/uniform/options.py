@@ -10,6 +10,7 @@ from luthier import LuthierError, option
 from luthier_bitnet.options import RangeTuning, Schedule
 
 BITS = (1, 1.58, 2, 4, 8)
+CALIBRATION = ("calibration_frequency", "calibration_samples", "calibration_decay")  # read with online_calibration
 Observer = Literal["minmax", "percentile", "mse", "kl"]
 OBSERVER = (
     "The range that levels cover: `minmax` all values, `percentile` all but outliers, `mse` the range of least squared "
@@ -128,3 +129,8 @@ class QatActivations(Qat):
         if self.online_calibration and self.activation_granularity == "token":
             problem = "a kept range is shared by all tokens"
             raise LuthierError("recipe-conflict", problem, where="activation_granularity", remedy="Set it to tensor.")
+        for name in CALIBRATION if not self.online_calibration else ():
+            if getattr(self, name) != attrs.fields_dict(QatActivations)[name].default:
+                problem = "nothing reads it: no range is kept and measured from time to time"
+                remedy = "Set online_calibration: true, or leave this out."
+                raise LuthierError("recipe-conflict", problem, where=name, found=getattr(self, name), remedy=remedy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import attrs
@@ -23,6 +23,7 @@ OTHERWISE: Final = {
 }  # what helps besides, by the code of the error
 
 Messages = tuple[dict[str, Any], ...]
+Belong = Callable[[dict[str, Any], dict[str, Any]], bool]  # of a message and the one behind it: are they one?
 
 
 @attrs.frozen
@@ -102,16 +103,18 @@ def _parted_calls(form: Conversation) -> Iterator[tuple[str, Conversation]]:
     messages: list[dict[str, Any]] = []
     trained: list[bool] = []
     places: list[int] = []
+    parted = 0  # the index behind the last answer that stands behind its own call by now
     for i, (message, on) in enumerate(zip(form.messages, form.trained, strict=True)):
         calls = message.get("tool_calls", ())
         answers = form.messages[i + 1 : i + 1 + len(calls)]
         if len(calls) > 1 and [answer["role"] for answer in answers] == ["tool"] * len(calls):
             places.append(i)
+            parted = i + 1 + len(calls)
             said = [message["content"], *[""] * (len(calls) - 1)]
             for call, text, answer in zip(calls, said, answers, strict=True):
                 messages += [{**message, "content": text, "tool_calls": [call]}, answer]
                 trained += [on, False]
-        elif not (places and message["role"] == "tool" and message in messages):
+        elif i >= parted:
             messages.append(message)
             trained.append(on)
     if places:
@@ -130,7 +133,7 @@ def _joined_neighbours(form: Conversation) -> tuple[str, Conversation]:
                    and not before.get("tool_calls"), "Join neighbours of the same role: {}.")  # fmt: skip
 
 
-def _joined(form: Conversation, belong: Any, sentence: str) -> tuple[str, Conversation]:
+def _joined(form: Conversation, belong: Belong, sentence: str) -> tuple[str, Conversation]:
     """Return the row with messages that belong together as one, which has the role of the last."""
     messages: list[dict[str, Any]] = []
     trained: list[bool] = []
