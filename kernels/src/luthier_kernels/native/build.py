@@ -21,6 +21,7 @@ from torch import Tensor
 # no contraction: product and sum are rounded separately, as in torch
 FLAGS: Final = ("-O3", "-march=native", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
                 "-fPIC", "-shared")  # fmt: skip
+WIDE: Final = "-mprefer-vector-width=512"  # compilers halve vectors by themselves, which costs a fifth in wide loops
 SECONDS: Final = 120
 log = logging.getLogger("luthier_kernels")
 
@@ -79,6 +80,11 @@ def cache_folder() -> Path:
     return base / "native"
 
 
+def compiler_flags() -> tuple[str, ...]:
+    """Return the flags for this kind of processor; others than x86 do not know the width of vectors."""
+    return (*FLAGS, WIDE) if platform.machine() in ("x86_64", "AMD64") else FLAGS
+
+
 def _to_c(value: Tensor | float | None) -> Any:
     if isinstance(value, Tensor):
         return ctypes.c_void_p(value.data_ptr())
@@ -93,14 +99,14 @@ def _compile(code: str, compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         source, made = Path(folder) / "source.c", Path(folder) / "made.so"
         source.write_text(code, "utf-8")
-        words = [compiler, *FLAGS, str(source), "-o", str(made), "-lm"]
+        words = [compiler, *compiler_flags(), str(source), "-o", str(made), "-lm"]
         subprocess.run(words, check=True, capture_output=True, text=True, timeout=SECONDS)
         made.replace(path)
 
 
 def _fingerprint(code: str, compiler: str) -> str:
     """Return a hash of source, compiler and processor features: machines may share a home folder."""
-    return hashlib.sha256("\n".join([code, *FLAGS, _version(compiler), _processor()]).encode()).hexdigest()[:20]
+    return hashlib.sha256("\n".join([code, *compiler_flags(), _version(compiler), _processor()]).encode()).hexdigest()[:20]
 
 
 def _version(compiler: str) -> str:

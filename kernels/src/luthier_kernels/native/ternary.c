@@ -27,29 +27,56 @@ static inline uint16_t to_bf16(float value) {
 
 static inline int64_t shorter(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Sum of |w| and number of w where |w| > threshold, over `count` neighbours.
-#define SUM_ABOVE(NAME, TYPE, READ)                                                                          \
-    static void NAME(const TYPE *restrict w, int64_t count, float threshold, double *sum, int64_t *number) { \
-        double lanes[LANES] = {0};                                                                           \
-        int32_t kept[LANES] = {0};                                                                           \
-        int64_t i = 0;                                                                                       \
-        for (; i + LANES <= count; i += LANES)                                                               \
-            for (int k = 0; k < LANES; k++) {                                                                \
-                float size = fabsf(READ(w[i + k]));                                                          \
-                lanes[k] += size > threshold ? size : 0.0f;                                                  \
-                kept[k] += size > threshold;                                                                 \
-            }                                                                                                \
-        for (int k = 0; i < count; i++, k++) {                                                               \
-            float size = fabsf(READ(w[i]));                                                                  \
-            lanes[k] += size > threshold ? size : 0.0f;                                                      \
-            kept[k] += size > threshold;                                                                     \
-        }                                                                                                    \
-        *sum = 0, *number = 0;                                                                               \
-        for (int k = 0; k < LANES; k++) *sum += lanes[k], *number += kept[k];                                \
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef float HalfFloats __attribute__((vector_size(2 * LANES)));
+typedef double Doubles __attribute__((vector_size(4 * LANES)));
+
+// Sixteen weights of float32 (`wide`) or bfloat16, or as many as there are, with zeros behind.
+static inline Floats read_weights(const void *weight, int64_t wide, int64_t first, int64_t count) {
+    Floats made = {0};
+    if (wide) {
+        memcpy(&made, (const float *)weight + first, count * 4);
+        return made;
     }
-#define AS_IT_IS(value) (value)
-SUM_ABOVE(sum_above_float, float, AS_IT_IS)
-SUM_ABOVE(sum_above_bf16, uint16_t, from_bf16)
+    uint16_t half[LANES] = {0};
+    memcpy(half, (const uint16_t *)weight + first, count * 2);
+    for (int k = 0; k < LANES; k++) made[k] = from_bf16(half[k]);
+    return made;
+}
+
+typedef struct {
+    Doubles near, far;
+    Ints kept;
+} Sums;
+
+static inline Sums add_above(Sums sums, Floats weights, Ints inside, float threshold) {
+    Ints bits = (Ints)weights & 0x7fffffff;
+    Ints above = ((Floats)bits > threshold) & inside;
+    Floats sizes = (Floats)(bits & above);
+    HalfFloats half[2];
+    memcpy(half, &sizes, sizeof sizes);
+    sums.near += __builtin_convertvector(half[0], Doubles);
+    sums.far += __builtin_convertvector(half[1], Doubles);
+    sums.kept -= above;
+    return sums;
+}
+
+// Sum of |w| and number of w where |w| > threshold, over `count` neighbours.
+static inline void sum_group(const void *weight, int64_t wide, int64_t first, int64_t count, float threshold, double *sum,
+                             int64_t *number) {
+    Sums sums = {{0}, {0}, {0}};
+    Ints all = {0}, inside = {0};
+    all = ~all;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        sums = add_above(sums, read_weights(weight, wide, first + i, LANES), all, threshold);
+    for (int64_t k = 0; k < count - i; k++) inside[k] = -1;
+    if (i < count) sums = add_above(sums, read_weights(weight, wide, first + i, count - i), inside, threshold);
+    *sum = 0, *number = 0;
+    for (int k = 0; k < LANES; k++)
+        *sum += k < LANES / 2 ? sums.near[k] : sums.far[k - LANES / 2], *number += sums.kept[k];
+}
 
 void sum_above(const void *weight, int64_t wide, int64_t start, int64_t end, int64_t columns, int64_t group,
                const float *thresholds, int64_t row_stride, int64_t group_stride, double *sums, int64_t *numbers) {
@@ -58,12 +85,10 @@ void sum_above(const void *weight, int64_t wide, int64_t start, int64_t end, int
         for (int64_t g = 0; g < groups; g++) {
             int64_t first = r * columns + g * group, count = shorter(group, columns - g * group);
             float threshold = thresholds[r * row_stride + g * group_stride];
-            double *sum = sums + r * groups + g;
-            int64_t *number = numbers + r * groups + g;
             if (wide)
-                sum_above_float((const float *)weight + first, count, threshold, sum, number);
+                sum_group(weight, 1, first, count, threshold, sums + r * groups + g, numbers + r * groups + g);
             else
-                sum_above_bf16((const uint16_t *)weight + first, count, threshold, sum, number);
+                sum_group(weight, 0, first, count, threshold, sums + r * groups + g, numbers + r * groups + g);
         }
 }
 
@@ -110,6 +135,7 @@ void expand_codes(const int8_t *codes, int64_t start, int64_t end, int64_t colum
         }
 }
 
+#define AS_IT_IS(value) (value)
 // Rows in int8: code = round(x * 127 / absmax), ties to even; step = absmax / 127.
 #define QUANTIZE_ROW(NAME, TYPE, READ)                                                                   \
     static void NAME(const TYPE *restrict x, int64_t columns, int8_t *restrict codes, float *step) {     \
