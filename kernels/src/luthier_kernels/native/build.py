@@ -106,7 +106,8 @@ def _compile(code: str, compiler: str, path: Path) -> None:
 
 def _fingerprint(code: str, compiler: str) -> str:
     """Return a hash of source, compiler and processor features: machines may share a home folder."""
-    return hashlib.sha256("\n".join([code, *compiler_flags(), _version(compiler), _processor()]).encode()).hexdigest()[:20]
+    words = [code, *compiler_flags(), _version(compiler), _processor()]
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:20]
 
 
 def _version(compiler: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from luthier_kernels.products import multiply_turned
 from luthier_kernels.registration import register_operation
 from luthier_kernels.scratch import borrow_scratch
 from luthier_kernels.ternary.activations import quantize_rows, reference_quantize
@@ -85,7 +86,7 @@ def _multiply_back(
     if wanted[1]:
         flat_states = states.reshape(-1, states.shape[-1])
         seen = _dense(flat_states, steps, ROW, gradient.dtype, "states") if steps.numel() else flat_states
-        to_weight = (flat.t() @ seen.to(gradient.dtype)).to(dtype)
+        to_weight = multiply_turned(flat, seen.to(gradient.dtype)).to(dtype)
     return to_states, to_weight
 
 
