@@ -3,8 +3,8 @@
 Queries are [T, heads, D], keys and values [T, key heads, D], and document d has the tokens starts[d] to starts[d + 1].
 The result is [T, heads, D]. For backward the inputs, the result and one float32 number a head and token are kept. In C
 the inputs are bfloat16, D is a multiple of 16 and at most 256; sums and scores are float32, and probabilities are
-rounded to bfloat16 before they are multiplied by values. Documents and heads are computed on their own, so that results
-do not depend on the number of threads.
+rounded to bfloat16 before they are multiplied by values. Products take the processor's tiles (AMX), or its vectors.
+Documents and heads are computed on their own, so that results do not depend on the number of threads.
 """
 
 from __future__ import annotations

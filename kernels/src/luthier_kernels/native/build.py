@@ -67,10 +67,12 @@ def load_source(source: str) -> ctypes.CDLL | None:
 
 
 def _read_source(source: str) -> str:
-    """Return the text of `SOURCE.c` with rows.h inserted, so that the hash covers both."""
+    """Return the text of `SOURCE.c` with our headers inserted, so that the hash covers them."""
     folder = resources.files(__package__)
     text = folder.joinpath(f"{source}.c").read_text("utf-8")
-    return text.replace('#include "rows.h"', folder.joinpath("rows.h").read_text("utf-8"))
+    for header in ("rows.h", "vectors.h", "products.h"):
+        text = text.replace(f'#include "{header}"', folder.joinpath(header).read_text("utf-8"))
+    return text
 
 
 def cache_folder() -> Path:
