@@ -166,11 +166,11 @@ def test_the_forward_pass_in_integers_is_exact_to_the_last_bit(rows, columns, ou
     assert torch.equal(multiply_ternary(states, weight, codes, scales, granularity), expected)
 
 
-@pytest.mark.skipif(not has_native("ternary"), reason="no compiler")
+@pytest.mark.skipif(not has_native("decode"), reason="no compiler")
 def test_a_processor_without_dot_products_computes_the_same_sums(tmp_path, monkeypatch):
     plain = tuple(flag for flag in build.FLAGS if flag != "-march=native")
     monkeypatch.setattr(build, "FLAGS", plain)
-    build._compile(build._read_source("ternary"), shutil.which("cc") or shutil.which("gcc"), tmp_path / "plain.so")
+    build._compile(build._read_source("decode"), shutil.which("cc") or shutil.which("gcc"), tmp_path / "plain.so")
     library = ctypes.CDLL(str(tmp_path / "plain.so"))
     for columns in (1, 63, 64, 129, 256, 700):
         states = torch.randint(-127, 128, (3, -(-columns // 256) * 256), dtype=torch.int8)

@@ -5,12 +5,8 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
-#include <immintrin.h>
-#define DOTS 1
-#endif
 
-enum { LANES = 16, PACKED_BLOCK = 256 };
+enum { LANES = 16 };
 
 static inline float from_bf16(uint16_t bits) {
     uint32_t wide = (uint32_t)bits << 16;
@@ -183,113 +179,4 @@ void scale_sums(const int32_t *sums, int64_t start, int64_t end, int64_t columns
         else
             for (int64_t i = 0; i < columns; i++) half[i] = to_bf16((float)given[i] * step * scales[0]);
     }
-}
-
-// Products of few rows of states [rows, columns] int8 by weight rows `start` to `end` of `total`, from codes -1, 0, 1 or from
-// packed ones. Codes count as codes plus one, which is unsigned as the instruction wants; the sum of the states is taken off.
-typedef struct {
-    const float *steps, *scales;
-    int64_t stride, total, wide;
-    void *out;
-} Product;
-
-enum { MOST_ROWS = 8 };
-
-static inline int32_t sum_states(const int8_t *restrict x, int64_t count) {
-    int32_t sum = 0;
-    for (int64_t i = 0; i < count; i++) sum += x[i];
-    return sum;
-}
-
-static inline void put_product(const Product *given, int64_t m, int64_t n, int32_t sum) {
-    float value = (float)sum * given->steps[m] * given->scales[n * given->stride];
-    if (given->wide)
-        ((float *)given->out)[m * given->total + n] = value;
-    else
-        ((uint16_t *)given->out)[m * given->total + n] = to_bf16(value);
-}
-
-// Sums of x * (code + 1) over two weight rows. Reading two places at once is nearer to the bandwidth of memory than one.
-static inline void dot_codes(const int8_t *restrict v, const int8_t *restrict w, const int8_t *restrict x, int64_t count,
-                             int32_t *sums) {
-#ifdef DOTS
-    const __m512i one = _mm512_set1_epi8(1);
-    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
-    int64_t k = 0;
-    for (; k + 128 <= count; k += 128) {
-        __m512i near = _mm512_loadu_si512(x + k), far = _mm512_loadu_si512(x + k + 64);
-        a = _mm512_dpbusd_epi32(a, _mm512_add_epi8(_mm512_loadu_si512(v + k), one), near);
-        b = _mm512_dpbusd_epi32(b, _mm512_add_epi8(_mm512_loadu_si512(v + k + 64), one), far);
-        c = _mm512_dpbusd_epi32(c, _mm512_add_epi8(_mm512_loadu_si512(w + k), one), near);
-        d = _mm512_dpbusd_epi32(d, _mm512_add_epi8(_mm512_loadu_si512(w + k + 64), one), far);
-    }
-    for (; k < count; k += 64) {
-        __mmask64 inside = count - k < 64 ? ((__mmask64)1 << (count - k)) - 1 : ~(__mmask64)0;
-        __m512i part = _mm512_maskz_loadu_epi8(inside, x + k); // states outside are 0
-        a = _mm512_dpbusd_epi32(a, _mm512_add_epi8(_mm512_maskz_loadu_epi8(inside, v + k), one), part);
-        c = _mm512_dpbusd_epi32(c, _mm512_add_epi8(_mm512_maskz_loadu_epi8(inside, w + k), one), part);
-    }
-    sums[0] = _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
-    sums[1] = _mm512_reduce_add_epi32(_mm512_add_epi32(c, d));
-#else
-    int32_t first = 0, second = 0;
-    for (int64_t k = 0; k < count; k++) first += (v[k] + 1) * x[k];
-    for (int64_t k = 0; k < count; k++) second += (w[k] + 1) * x[k];
-    sums[0] = first, sums[1] = second;
-#endif
-}
-
-void multiply_codes(const int8_t *codes, const int8_t *states, const float *steps, const float *scales, int64_t stride,
-                    int64_t rows, int64_t columns, int64_t start, int64_t end, int64_t total, int64_t wide, void *out) {
-    Product given = {steps, scales, stride, total, wide, out};
-    int32_t offsets[MOST_ROWS], sums[2];
-    for (int64_t m = 0; m < rows; m++) offsets[m] = sum_states(states + m * columns, columns);
-    int64_t half = (end - start + 1) / 2;
-    for (int64_t n = start; n < start + half; n++) {
-        int64_t other = n + half < end ? n + half : n;
-        for (int64_t m = 0; m < rows; m++) {
-            dot_codes(codes + n * columns, codes + other * columns, states + m * columns, columns, sums);
-            put_product(&given, m, n, sums[0] - offsets[m]);
-            if (other != n) put_product(&given, m, other, sums[1] - offsets[m]);
-        }
-    }
-}
-
-// Sum of x * (code + 1) over one packed row: byte p of a block holds columns p, p + 64, p + 128, p + 192 at bits 1:0, 3:2,
-// 5:4, 7:6.
-static inline int32_t dot_packed(const uint8_t *restrict packed, const int8_t *restrict x, int64_t blocks) {
-#ifdef DOTS
-    const __m512i low = _mm512_set1_epi8(3);
-    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
-    for (int64_t k = 0; k < blocks; k++) {
-        __m512i w = _mm512_loadu_si512(packed + k * 64);
-        const int8_t *part = x + k * PACKED_BLOCK;
-        a = _mm512_dpbusd_epi32(a, _mm512_and_si512(w, low), _mm512_loadu_si512(part));
-        b = _mm512_dpbusd_epi32(b, _mm512_and_si512(_mm512_srli_epi16(w, 2), low), _mm512_loadu_si512(part + 64));
-        c = _mm512_dpbusd_epi32(c, _mm512_and_si512(_mm512_srli_epi16(w, 4), low), _mm512_loadu_si512(part + 128));
-        d = _mm512_dpbusd_epi32(d, _mm512_and_si512(_mm512_srli_epi16(w, 6), low), _mm512_loadu_si512(part + 192));
-    }
-    return _mm512_reduce_add_epi32(_mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d)));
-#else
-    int32_t sum = 0;
-    for (int64_t k = 0; k < blocks; k++)
-        for (int part = 0; part < 4; part++)
-            for (int p = 0; p < 64; p++)
-                sum += ((packed[k * 64 + p] >> (2 * part)) & 3) * x[k * PACKED_BLOCK + part * 64 + p];
-    return sum;
-#endif
-}
-
-// `columns` of the states are those of whole blocks.
-void multiply_packed(const uint8_t *packed, const int8_t *states, const float *steps, const float *scales, int64_t stride,
-                     int64_t rows, int64_t columns, int64_t start, int64_t end, int64_t total, int64_t wide, void *out) {
-    Product given = {steps, scales, stride, total, wide, out};
-    int64_t blocks = columns / PACKED_BLOCK;
-    int32_t offsets[MOST_ROWS];
-    for (int64_t m = 0; m < rows; m++) offsets[m] = sum_states(states + m * columns, columns);
-    for (int64_t n = start; n < end; n++)
-        for (int64_t m = 0; m < rows; m++) {
-            int32_t sum = dot_packed(packed + n * blocks * 64, states + m * columns, blocks);
-            put_product(&given, m, n, sum - offsets[m]);
-        }
 }

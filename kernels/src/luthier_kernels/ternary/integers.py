@@ -28,7 +28,7 @@ def multiply_integers(states: Tensor, codes: Tensor, steps: Tensor, scales: Tens
         return torch.zeros(states.shape[0], codes.shape[0], dtype=dtype, device=states.device)
 
     def multiply_native() -> Tensor:
-        if states.shape[0] <= FEW:
+        if states.shape[0] <= FEW and has_native("decode"):
             return multiply_few("multiply_codes", states, codes, steps, scales, dtype)
         return _scale_native(sum_products(states, codes), steps, scales, dtype)
 
@@ -68,7 +68,7 @@ def multiply_few(
     """Return the scaled product of at most `FEW` rows [M, K] by a weight [N, ...], computed by a C function."""
     (rows, columns), outputs = states.shape, weight.shape[0]
     out = torch.empty(rows, outputs, dtype=dtype if dtype in NATIVE else torch.float32)
-    call, stride, wide = native_function("ternary", name), int(scales.numel() > 1), out.dtype is torch.float32
+    call, stride, wide = native_function("decode", name), int(scales.numel() > 1), out.dtype is torch.float32
     states, weight = states.contiguous(), weight.contiguous()
 
     def multiply_part(start: int, end: int) -> None:

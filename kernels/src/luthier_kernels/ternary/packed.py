@@ -40,7 +40,7 @@ def _multiply(states: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
         ),
         (
             "native",
-            few and packed.device.type == "cpu" and has_native("ternary"),
+            few and packed.device.type == "cpu" and has_native("decode"),
             lambda: multiply_few("multiply_packed", _fill_blocks(codes), packed, steps, scales, states.dtype),
         ),
         ("torch", True, lambda: multiply_integers(codes, unpack_columns(packed, columns), steps, scales, states.dtype)),
