@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -17,6 +18,11 @@ from luthier.model.generation.generate import teach_stops
 from luthier.recipe.schema import Data
 from luthier.recipe.settled import SettledRecipe
 
+if TYPE_CHECKING:
+    from luthier.step.setup import Setup
+
+FIRST_STEPS: Final = 10_000  # the most steps of which a quantizer is asked how many tokens they need
+COUNTED: Final = 100  # the most steps whose tokens are counted
 log = get_logger()
 
 
@@ -61,6 +67,30 @@ def check_prompts(prepared: Prepared, recipe: SettledRecipe, packing: Packing, m
             problem = f"{length_note}, and a micro-batch at most {recipe.max_tokens_per_device}"
             raise LuthierError("recipe-conflict", problem, where="max_tokens_per_device",
                                remedy=f"Raise it to {longest}, or lower data.max_length.")  # fmt: skip
+
+
+def check_tokens(setup: Setup) -> None:
+    """Raise `recipe-conflict` where the first micro-batch of a step has fewer tokens than the quantizer needs.
+
+    The rows of a stream are not known before they are read.
+    """
+    if not isinstance(setup.train, TokenDataset):
+        return
+    total = FIRST_STEPS if setup.feed.total is None else min(setup.feed.total, FIRST_STEPS)
+    needs = ((step, *need) for step in range(total) for need in setup.quantizer.needed_tokens(step).items())
+    counted = [(_count_tokens(setup, step), step, option, needed) for step, option, needed in islice(needs, COUNTED)]
+    short = [counts for counts in counted if counts[0] < counts[-1]]
+    if short:
+        count, step, option, needed = min(short)
+        problem = f"{needed} tokens are needed, and the largest micro-batch of step {step + 1} has {count}"
+        remedy = f"Set it to {count} or less, or raise global_batch_size and max_tokens_per_device."
+        raise LuthierError("recipe-conflict", problem, where=f"quantizer.{option}", remedy=remedy)
+
+
+def _count_tokens(setup: Setup, step: int) -> int:
+    """Return the tokens of the first micro-batch of a step on this rank."""
+    lengths = setup.packing.sizes(next(iter(setup.feed.portions(step))).examples)
+    return sum(lengths[i] for i in setup.packing.spread(lengths)[0][setup.packing.rank])
 
 
 def _has(dataset: TokenDataset | Stream) -> str:

@@ -42,7 +42,7 @@ from luthier.step import compile_step as compiling
 from luthier.step.attach import HOST, attach_parts, quantize_model
 from luthier.step.attachment import Attachment, BuiltParts
 from luthier.step.evaluation.metric_parts import settle_evaluation
-from luthier.step.fit_checks import check_prompts, check_rooms, prepare_model
+from luthier.step.fit_checks import check_prompts, check_rooms, check_tokens, prepare_model
 from luthier.step.reference.company import Company
 from luthier.step.schedule.total_steps import check_length, feed_of
 from luthier.step.setup import Setup
@@ -92,7 +92,7 @@ def assemble_run(recipe: Recipe, objects: Objects, decisions: Decisions | None =
     setup = attach_parts(Attachment(recipe=settled, model=model, tokenizer=tokenizer, parts=parts, prepared=prepared,
                                     device=device, decisions=decisions, world=world, spread_as=how, task=case.task,
                                     purpose=purpose, attached=_tried(recipe, resolved) if saves else None))  # fmt: skip
-    check_prompts(prepared, settled, setup.packing, model)
+    _check_batches(setup, prepared, settled)
     _settle_setup(setup, resolved, began)
     return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks, case=case)
 
@@ -127,6 +127,12 @@ def _check_named(recipe: Recipe, objects: Objects) -> None:
     """Look at the files of a model that is named, unless its quantizer reads them."""
     if objects.model is None and find_trained(recipe.model.name_or_path) is None:
         load.check_named_model(recipe.model)
+
+
+def _check_batches(setup: Setup, prepared: Prepared, recipe: SettledRecipe) -> None:
+    """Check that micro-batches hold what the adapter puts before each row, and the tokens that the quantizer needs."""
+    check_prompts(prepared, recipe, setup.packing, setup.model)
+    check_tokens(setup)
 
 
 def _settle_setup(setup: Setup, resolved: Resolved, began: threads.Glance) -> None:

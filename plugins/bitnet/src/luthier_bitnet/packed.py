@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from luthier_bitnet.layer import TernaryLinear
 from luthier_bitnet.quantizer import find_layers
 
+RETRAIN: Final = "Train with quantizer bitnet and adapter full."
 WEIGHTS: Final = "model.safetensors"
 # the class that reads `weight_scale` decides its meaning: one divides by it, the other multiplies
 CLASSES: Final = {"divide": "bitlinear", "multiply": "autobitlinear"}
@@ -28,7 +29,8 @@ def write_packed(model: Any, folder: Path, convention: Literal["divide", "multip
     """
     layers = find_layers(model)
     if not layers:
-        raise LuthierError("part-unsupported", "no layer is ternary", where=type(model).__name__)
+        problem = "no packed BitNet file: no layer of the model is ternary"
+        raise LuthierError("part-unsupported", problem, where=type(model).__name__, remedy=RETRAIN)
     for path, layer in layers.items():
         _check_layer(path, layer)
     tensors = _collect(model, layers, convention)
@@ -42,17 +44,18 @@ def write_packed(model: Any, folder: Path, convention: Literal["divide", "multip
 def _check_layer(path: str, layer: TernaryLinear) -> None:
     form = layer.form
     problems = [
-        (path.endswith(".base_layer"), "an adapter is around the layer"),
-        (layer.stage.share != 1, "the schedule has not ended"),
-        (not form.integers, "the format needs int8 activations: train with quantizer bitnet"),
-        (form.granularity != "tensor", "the format needs one scale for each tensor"),
-        (layer.sub_norm is not None, "the format has no norm of single layers: train without sub_norms"),
-        (layer.transposed, "the format has no Conv1D"),
-        (layer.out_features % 4 != 0, f"{layer.out_features} outputs are not divisible by 4"),
-    ]
-    for condition, problem in problems:
+        (path.endswith(".base_layer"), "an adapter is around the layer", "Train with adapter full."),
+        (layer.stage.share != 1, "the schedule has not ended", "Train to the end of the schedule."),
+        (not form.integers, "the format needs int8 activations", RETRAIN),
+        (form.granularity != "tensor", "the format needs one scale for each tensor", "Train with granularity: tensor."),
+        (layer.sub_norm is not None, "the format has no norm of single layers", "Train without sub_norms."),
+        (layer.transposed, "the format has no Conv1D", "Take a base of another architecture, such as Llama."),
+        (layer.out_features % 4 != 0, f"{layer.out_features} outputs are not divisible by 4",
+         "Leave this layer exact with the quantizer's skip_modules, and train again."),
+    ]  # fmt: skip
+    for condition, problem, remedy in problems:
         if condition:
-            raise LuthierError("part-unsupported", f"no packed BitNet file: {problem}", where=path)
+            raise LuthierError("part-unsupported", f"no packed BitNet file: {problem}", where=path, remedy=remedy)
 
 
 def _collect(model: Any, layers: dict[str, TernaryLinear], convention: str) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class Float8Quantizer:
             check_device(context.device, self.rounding)
         skipped = self.options.skip_modules
         uneven = [path for path, layer in choose_dense_layers(model, NAME, skipped).items() if _is_uneven(layer)]
+        _check_even(model, skipped, uneven)
         count = replace_dense_layers(
             model, context, NAME, [*skipped, *uneven], Float8TrainingLinear,
             lambda layer: Float8TrainingLinear(layer, self.rounding), "torchao:nonfinite-weight",
@@ -71,6 +73,15 @@ def check_device(device: torch.device, rounding: Rounding) -> None:
         remedy = "Set emulate: true, which computes the same in float32 and gains no time, or use quantizer: none."
         raise LuthierError("part-unsupported", "the device cannot multiply in float8", where=NAME, found=found,
                            remedy=remedy) from error  # fmt: skip
+
+
+def _check_even(model: nn.Module, skipped: Sequence[str], uneven: Sequence[str]) -> None:
+    """Raise `part-unsupported` if every layer that could be replaced has a side that float8 products do not take."""
+    if uneven and len(uneven) == len(choose_dense_layers(model, NAME, skipped)):
+        rows, columns = model.get_submodule(uneven[0]).weight.shape  # type: ignore[misc]  # a dense layer's is a tensor
+        problem = f"float8 products need sides that {SIDES} divides, and no linear layer has them"
+        raise LuthierError("part-unsupported", problem, where=uneven[0], found=f"{rows} x {columns}",
+                           remedy="Use quantizer: none.")  # fmt: skip
 
 
 def _is_uneven(layer: Any) -> bool:

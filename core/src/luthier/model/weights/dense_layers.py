@@ -101,4 +101,5 @@ def _check_dense(model: nn.Module, name: str) -> None:
         method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", config)
         remedy = "Use quantizer: none with it, or begin from the checkpoint that it was made of."
         problem = f"quantizer '{name}' needs dense weights, and the checkpoint is quantized already"
-        raise LuthierError("part-unsupported", problem, found=str(getattr(method, "value", method)), remedy=remedy)
+        raise LuthierError("part-unsupported", problem, where="quantizer", found=str(getattr(method, "value", method)),
+                           remedy=remedy)  # fmt: skip

@@ -62,9 +62,24 @@ def check_quantizer(name: str, quantizer: Mapping[str, Any]) -> None:
     folder = find_trained(name)
     trained_in = {} if folder is None else _note(folder)["quantizer"]
     if trained_in and trained_in != quantizer:
-        problem = f"{name} was trained in the form of quantizer {trained_in}"
-        remedy = "Use the same one, or begin from a merged model."
-        raise LuthierError("recipe-conflict", problem, where="quantizer", found=dict(quantizer), remedy=remedy)
+        differing = _differing(trained_in, quantizer)
+        problem = f"{name} was trained in the form of quantizer {_shorten(trained_in, differing)}"
+        remedy = "Use the same one, or begin from a model with plain weights, such as a merged one."
+        raise LuthierError("recipe-conflict", problem, where="quantizer", found=_shorten(quantizer, differing),
+                           remedy=remedy)  # fmt: skip
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the names of the options in which two quantizers of the same name differ; none of different ones."""
+    if one.get("name") != other.get("name"):
+        return []
+    return [option for option in {**one, **other} if one.get(option) != other.get(option)]
+
+
+def _shorten(quantizer: Mapping[str, Any], options: list[str]) -> str:
+    """Return a quantizer as a recipe has it, with some of its options."""
+    named = ", ".join(f"{option}: {quantizer.get(option)}" for option in ("name", *options))
+    return f"{{{named}}}" if options else str(quantizer.get("name"))
 
 
 def _note(folder: Path) -> dict[str, Any]:

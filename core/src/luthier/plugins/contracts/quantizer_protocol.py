@@ -72,6 +72,15 @@ class Quantizer(Protocol):
         """
         return Multipliers()
 
+    def needed_tokens(self, step: int) -> Mapping[str, int]:
+        """Return the fewest tokens that the first micro-batch of a training step (from 0) may have, by option.
+
+        `{option: tokens}`; empty if any number will do. A run whose rows give fewer is refused before it starts, at
+        that option, and `luthier plan` refuses it too.
+        """
+        del step
+        return {}
+
     def tune(self, metrics: Mapping[str, float], evaluate: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
         """Try other settings of the layers on the validation rows, and return the metrics of those that are kept.
 

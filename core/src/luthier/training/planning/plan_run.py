@@ -32,7 +32,7 @@ from luthier.recipe.rowless import NO_ROWS
 from luthier.runs.writing.decisions import Decisions
 from luthier.step import compile_step as compiling
 from luthier.step.attach import trained_groups
-from luthier.step.fit_checks import check_fit, check_rooms
+from luthier.step.fit_checks import check_fit, check_rooms, check_tokens
 from luthier.step.reference.company import Company
 from luthier.step.setup import Setup
 from luthier.training.assemble import assemble_run, usable_device
@@ -143,6 +143,8 @@ def _check_fit(prepared: Prepared | None, tokenizer: Any, setup: Setup) -> None:
     for dataset in (prepared.train, prepared.validation) if prepared else ():
         if dataset is not None:
             check_fit(dataset, tokenizer, setup.model)
+    if prepared is not None:
+        check_tokens(setup)
 
 
 def _chosen(case: Case, decisions: Decisions, notes: list[str]) -> int:

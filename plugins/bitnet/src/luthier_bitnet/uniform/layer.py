@@ -164,7 +164,7 @@ class UniformLinear(ChoosingLayer):
         """Measure the range in the first micro-batch of the step, once."""
         if getattr(self, "measured", None) == self.phase.step:
             return
-        if len(flat) < how.samples:
+        if len(flat) < how.samples and type(flat) is Tensor:  # a rehearsal's batches are not those of the run
             problem = f"a micro-batch has {len(flat)} tokens, but calibration needs {how.samples}"
             raise LuthierError("part-unsupported", problem, where=self.path,
                                remedy="Lower calibration_samples, or raise max_tokens_per_device.")  # fmt: skip

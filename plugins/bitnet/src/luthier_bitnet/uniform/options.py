@@ -118,7 +118,7 @@ class QatActivations(Qat):
     )
     calibration_frequency: int = option(1000, help="Steps between two measurements.", low=1)
     calibration_samples: int = option(
-        512, help="Tokens of one measurement; every micro-batch must have at least as many.", low=1
+        512, help="Tokens of one measurement; the largest micro-batch of its step must have at least as many.", low=1
     )
     calibration_decay: float = option(
         0.5, help="Share of the previous range that a measurement keeps.", low=0.0, high=0.999

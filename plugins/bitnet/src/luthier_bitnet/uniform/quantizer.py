@@ -77,6 +77,13 @@ class UniformQuantizer:
             phase.calibrating = progress.step % o.calibration_frequency == 0
         return Multipliers()
 
+    def needed_tokens(self, step: int) -> Mapping[str, int]:
+        """Return the tokens that one measurement of ranges takes, at the steps that measure."""
+        o = self.options
+        if not isinstance(o, QatActivations) or not o.online_calibration or step % o.calibration_frequency:
+            return {}
+        return {"calibration_samples": o.calibration_samples}
+
     def tune(self, metrics: Mapping[str, float], evaluate: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
         """Let the next layers try what the options say. What the validation rows do not bear is taken back."""
         return self.tuner.tune(self.layers, metrics, evaluate) if self.phase.share == 1 else metrics
