@@ -38,8 +38,12 @@ def takes_rows(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> b
 
 
 def takes_gates(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> bool:
-    """Return True for gated activations on a GPU. On a processor the engine's compiled form is faster."""
-    return math.prod(shape) >= SMALLEST and _takes_triton(device, dtype)
+    """Return True for gated activations on a processor (in C) or a GPU (in Triton)."""
+    if math.prod(shape) < SMALLEST:
+        return False
+    if device.type == "cpu":
+        return dtype in NATIVE and has_native("elementwise")
+    return _takes_triton(device, dtype)
 
 
 def takes_head(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> bool:

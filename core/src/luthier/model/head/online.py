@@ -39,10 +39,13 @@ class Online:
         return own, norm
 
     def _compare(self, tile: Tile, peak: Tensor) -> None:
+        """Only where the label is a most likely token so far, others may tie with it, and their logits are copied."""
         assert self.best is not None
         rows, places = tile.at
-        earlier = torch.arange(tile.logits.shape[1], device=peak.device) < places[:, None]
-        within = tile.logits[rows].masked_fill_(~earlier, -math.inf).amax(1)
+        leading = self.label[rows] >= torch.maximum(self.best[rows], peak[rows])
+        rows, places = rows[leading], places[leading]
+        later = torch.arange(tile.logits.shape[1], device=peak.device) >= places[:, None]
+        within = tile.logits[rows].masked_fill_(later, -math.inf).amax(1)
         self.rival[rows] = torch.maximum(self.best[rows], within)
         self.best = torch.maximum(self.best, peak)
 
