@@ -188,9 +188,23 @@ def test_a_processor_without_dot_products_computes_the_same_sums(tmp_path, monke
             assert torch.equal(here, there)
 
 
+@pytest.mark.skipif(not integers.has_unit(), reason="no matrix unit")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "columns", "outputs"), [(9, 64, 1), (32, 128, 32), (33, 192, 33), (95, 2048, 70)])
+def test_the_matrix_unit_gives_the_bits_of_exact_sums(rows, columns, outputs, dtype):
+    states = torch.randint(-128, 128, (rows, columns), dtype=torch.int8)
+    codes = torch.randint(-1, 2, (outputs, columns), dtype=torch.int8)
+    steps = torch.rand(rows, 1)
+    for scales in (torch.rand(1, 1), torch.rand(outputs, 1)):
+        made = integers.multiply_integers(states, codes, steps, scales, dtype)
+        sums = (states.double() @ codes.double().t()).float()
+        assert torch.equal(made, (sums * steps * scales.view(1, -1)).to(dtype))
+
+
 @pytest.mark.parametrize("rows", [1, 8, 9])
-def test_threads_share_the_weights_rows_and_change_nothing(rows):
-    states, codes = torch.randint(-127, 128, (rows, 999), dtype=torch.int8), torch.randint(-1, 2, (1031, 999)).char()
+@pytest.mark.parametrize("columns", [999, 1024])
+def test_threads_share_the_weights_rows_and_change_nothing(rows, columns):
+    states, codes = torch.randint(-127, 128, (rows, columns)).char(), torch.randint(-1, 2, (1031, columns)).char()
     steps, scales = torch.rand(rows, 1), torch.rand(1031, 1)
     threads, made = torch.get_num_threads(), []
     try:

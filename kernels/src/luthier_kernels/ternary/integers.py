@@ -6,6 +6,7 @@ bfloat16.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ NATIVE = (torch.float32, torch.bfloat16)
 EXACT = 2**24 // 127  # columns of ternary codes whose sums float32 holds exactly
 FEW = 8  # rows of states up to which the weight is read once, by our own loop
 GRAIN = 1 << 18  # weights of a thread, at least
+DEPTH, PANEL = 64, 32  # columns of the factors that the matrix unit takes at once, and of the product
 
 
 def multiply_integers(states: Tensor, codes: Tensor, steps: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
@@ -30,6 +32,8 @@ def multiply_integers(states: Tensor, codes: Tensor, steps: Tensor, scales: Tens
     def multiply_native() -> Tensor:
         if states.shape[0] <= FEW and has_native("decode"):
             return multiply_few("multiply_codes", states, codes, steps, scales, dtype)
+        if states.shape[1] % DEPTH == 0 and has_unit():
+            return _multiply_scaled(states, codes, steps, scales, dtype)
         return _scale_native(sum_products(states, codes), steps, scales, dtype)
 
     return run_first(
@@ -39,6 +43,29 @@ def multiply_integers(states: Tensor, codes: Tensor, steps: Tensor, scales: Tens
          multiply_native),
         ("torch", True, lambda: scale_sums(sum_products(states, codes), steps, scales, dtype)),
     )  # fmt: skip
+
+
+@functools.cache
+def has_unit() -> bool:
+    """Return True if this processor has a matrix unit (AMX) that the process may use."""
+    if not has_native("matrix"):
+        return False
+    usable = torch.zeros(1, dtype=torch.int64)
+    native_function("matrix", "describe_matrix")(usable)
+    return bool(usable.item())
+
+
+def _multiply_scaled(states: Tensor, codes: Tensor, steps: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    states, codes = states.contiguous(), codes.contiguous()
+    (rows, depth), outputs = states.shape, codes.shape[0]
+    out = torch.empty(rows, outputs, dtype=dtype)
+    call, stride, wide = native_function("matrix", "multiply_scaled"), int(scales.numel() > 1), dtype is torch.float32
+
+    def multiply_part(start: int, end: int) -> None:
+        call(states, rows, depth, codes, steps, scales, stride, start, end, outputs, wide, out)
+
+    run_parts(outputs, -(-GRAIN // depth // PANEL) * PANEL, multiply_part)
+    return out
 
 
 def scale_sums(sums: Tensor, steps: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
