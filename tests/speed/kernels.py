@@ -289,15 +289,15 @@ def step_attention(arguments: argparse.Namespace, length: int = 512) -> tuple[An
 
 
 def step_gate(arguments: argparse.Namespace) -> tuple[Any, ...]:
-    """SwiGLU of bfloat16 states, forward and backward."""
+    """SwiGLU of bfloat16 states, forward and backward. Both gradients are new, so that nothing is added up."""
     import torch
     from luthier_kernels.elementwise import gate_states
 
     gate = torch.randn(arguments.rows, 4 * arguments.width).bfloat16()
     up = torch.randn_like(gate)
-    up.requires_grad_()
-    eager = lambda x: torch.nn.functional.silu(x) * up  # noqa: E731
-    return _both_ways(lambda x: gate_states(x, up), gate), _both_ways(eager, gate)
+    eager = lambda x, y: torch.nn.functional.silu(x) * y  # noqa: E731
+    fresh = lambda: up.detach().requires_grad_()  # noqa: E731
+    return _both_ways(lambda x: gate_states(x, fresh()), gate), _both_ways(lambda x: eager(x, fresh()), gate)
 
 
 def _both_ways(function: Callable[[Tensor], Tensor], states: Tensor) -> Callable[[], None]:
