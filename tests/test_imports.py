@@ -132,7 +132,7 @@ FLOORS = (  # from the top; a room imports from the floors below its own, and fr
     ("data", "runs"),
     ("recipe", "scaffold"),
     ("plugins", "hardware", "logs", "disk", "state_tree"),
-    ("errors", "error_lists", "randomness", "sizes", "timestamp", "demo"),
+    ("errors", "error_lists", "randomness", "sizes", "timestamp", "torch_operators", "demo"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 APART = ("artifacts", "checkpoint", "health", "memory")

@@ -99,6 +99,15 @@ def test_a_number_of_a_ghost_is_one_and_nothing_is_true():
         assert not bool((ghost > 0).any())
 
 
+@pytest.mark.parametrize("bound", [0.0, 0.5, 1.5])
+def test_a_single_number_compares_as_one(bound):
+    with ghosts():
+        drawn = torch.rand(1)
+        assert bool(drawn > bound) == bool(drawn >= bound) == (bound < 1)
+        assert not bool(drawn < bound) or bound > 1
+        assert is_ghost(drawn > bound)
+
+
 def test_which_entries_are_set_is_what_balanced_experts_would_have():
     with ghosts(experts=4):
         mask = torch.randn(2, 8) > 0

@@ -162,6 +162,7 @@ REFUSED = [
     ({"target_modules": ["q_porj", "v_proj"]}, "target_modules", ("adapter peft.lora.target_modules", "q_proj")),
     ({"target_modules": ["nothing_like_it"]}, "target_modules", ("adapter peft.lora.target_modules", "gate_proj")),
     ({"target_modules": r".*\.h\.\d+"}, "target_modules", ("adapter peft.lora.target_modules",)),
+    ({"target_modules": "q_proj"}, "target_modules", ("[q_proj]",)),
     ({"target_modules": ["lm_head"]}, "target_modules", ("adapter peft.lora.target_modules", "lm_head")),
     ({"modules_to_save": ["lm_haed"]}, "modules_to_save", ("adapter peft.lora.modules_to_save", "lm_head")),
     ({"exclude_modules": ["k_porj"]}, "exclude_modules", ("adapter peft.lora.exclude_modules", "k_proj")),

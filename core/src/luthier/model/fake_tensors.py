@@ -10,6 +10,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import ge, gt
 from typing import Any, Final, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from luthier.hardware.memory_meter import ACTIVATIONS, Ledger
+from luthier.torch_operators import is_pure, makes_tensor, written_argument
 
 Piece = TypeVar("Piece")
 META: Final = torch.device("meta")
@@ -36,6 +38,7 @@ class Ghost(Tensor):
     inner: Tensor  # type: ignore[assignment]  # torch's `inner` product is not asked of a ghost
     world: Ghosts
     has_no_data = True
+    truth = False  # its value where Python asks for a boolean
 
     @staticmethod
     def __new__(cls: type[Ghost], inner: Tensor, device: torch.device, world: Ghosts) -> Ghost:
@@ -73,10 +76,11 @@ class Ghosts(TorchDispatchMode):
     """A dispatch mode in which new floating tensors are ghosts, and so are the results of operations on ghosts.
 
     Integer tensors stay real, so that document positions are computed as in a run, and so do tables of values
-    (`TABLES`), from which parts make codebooks. A ghost gives Python the number 1 and the truth value False. Its
-    nonzero entries are those of balanced experts: all of a vector, every `experts`-th of a table. `ledger` counts what
-    is on `device`: ghosts with rows as long as the `vocabulary` as the head's, real integers as the batch's. `flops`
-    counts products and attention. Of similar pieces of work one stands for all, unless `shortened` is False.
+    (`TABLES`), from which parts make codebooks. A ghost gives Python the number 1, and the truth value False unless it
+    compares a single number, taken as 1: a layer that runs if `torch.rand(1) > dropout` does run. Its nonzero entries
+    are those of balanced experts: all of a vector, every `experts`-th of a table. `ledger` counts what is on `device`:
+    ghosts with rows as long as the `vocabulary` as the head's, real integers as the batch's. `flops` counts products
+    and attention. Of similar pieces of work one stands for all, unless `shortened` is False.
     """
 
     def __init__(
@@ -91,7 +95,7 @@ class Ghosts(TorchDispatchMode):
         kwargs = kwargs or {}
         if Ghost in types:
             return self.call(func, args, kwargs)
-        if _makes_tensor(func):
+        if makes_tensor(func):
             inner = func(*args, **(kwargs | {"device": META}))
             if (inner.dtype.is_floating_point and func not in TABLES) or inner.numel() > REAL:
                 return self._wrapped(inner, torch.device(kwargs.get("device") or "cpu"))
@@ -121,8 +125,8 @@ class Ghosts(TorchDispatchMode):
 
     def _answer(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Return what the operation returns; what one without views returned for inputs like these is remembered."""
-        written = _written(func)
-        if written is None and not _is_pure(func):
+        written = written_argument(func)
+        if written is None and not is_pure(func):
             return self._run(func, args, kwargs)
         key = (func, _signature(args), _signature(tuple(kwargs.items())) if kwargs else None)
         try:
@@ -229,37 +233,19 @@ def _signature(value: Any) -> Any:
     return (type(value), value)
 
 
-@functools.cache
-def _makes_tensor(func: Any) -> bool:
-    """Return True if an operation makes one tensor from none."""
-    schema = func._schema
-    takes = any("Tensor" in str(argument.type) for argument in schema.arguments)
-    return not takes and [str(r.type) for r in schema.returns] == ["Tensor"]
+def _number(world: Ghosts, tensor: Ghost) -> bool | int | float:
+    return tensor.truth if tensor.dtype is torch.bool else 1.0 if tensor.dtype.is_floating_point else 1
 
 
-@functools.cache
-def _is_pure(func: Any) -> bool:
-    """Return True if an operation gives one new tensor and changes none."""
-    schema = getattr(func, "_schema", None)
-    if schema is None or [str(r.type) for r in schema.returns] != ["Tensor"]:
-        return False
-    return not any(a.alias_info for a in (*schema.arguments, *schema.returns))
+def _compared(operator: Any, holds: Callable[[float, Any], bool]) -> Callable[..., Ghost]:
+    """Return a comparison with a number: a ghost, which is true if 1 fulfils it in the place of a single number."""
 
+    def compare(world: Ghosts, tensor: Tensor, bound: Any) -> Ghost:
+        made: Ghost = world._answer(operator, (tensor, bound), {})
+        made.truth = tensor.numel() == 1 and holds(1.0, bound)
+        return made
 
-@functools.cache
-def _written(func: Any) -> tuple[int, str] | None:
-    """Return place and name of the argument that an operation only overwrites and returns; None for others."""
-    schema = getattr(func, "_schema", None)
-    if schema is None or [str(r.type) for r in schema.returns] != ["Tensor"]:
-        return None
-    aliased = [(i, a) for i, a in enumerate(schema.arguments) if a.alias_info]
-    if len(aliased) != 1 or not aliased[0][1].is_write or torch.Tag.inplace_view in func.tags:
-        return None
-    return aliased[0][0], aliased[0][1].name
-
-
-def _number(world: Ghosts, tensor: Tensor) -> bool | int | float:
-    return False if tensor.dtype is torch.bool else 1.0 if tensor.dtype.is_floating_point else 1
+    return compare
 
 
 def _places(world: Ghosts, mask: Tensor) -> Tensor:
@@ -295,4 +281,6 @@ SPECIAL: Final[dict[Any, Callable[..., Any]]] = {  # what depends on data, or to
     aten.nonzero.default: _places,
     aten.index.Tensor: _index,
     aten._grouped_mm.default: _grouped,
+    aten.gt.Scalar: _compared(aten.gt.Scalar, gt),
+    aten.ge.Scalar: _compared(aten.ge.Scalar, ge),
 }

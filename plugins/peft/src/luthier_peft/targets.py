@@ -80,7 +80,7 @@ def _check(wanted: str | Iterable[str] | None, names: list[str], where: str, can
         return
     if isinstance(wanted, str):
         if not any(_full_match(wanted, name, where) for name in names):
-            raise _no_match(wanted, where, candidates)
+            raise _no_pattern_match(wanted, where, candidates)
         return
     for ending in sorted(wanted):
         if not any(name == ending or name.endswith(f".{ending}") for name in names):
@@ -101,6 +101,15 @@ def _no_match(wanted: str, where: str, candidates: list[str]) -> LuthierError:
     near = difflib.get_close_matches(wanted.rpartition(".")[2], endings, n=3, cutoff=0.5)
     remedy = f"Did you mean {' or '.join(near)}?" if near else f"The model has {', '.join(endings)}."
     return LuthierError("model-target", "it matches nothing in the model", where=where, found=wanted, remedy=remedy)
+
+
+def _no_pattern_match(pattern: str, where: str, candidates: list[str]) -> LuthierError:
+    """Return the error for a string, which PEFT reads as a pattern even if it is the end of a name."""
+    if pattern not in _endings(candidates):
+        return _no_match(pattern, where, candidates)
+    problem = "as a regular expression it matches no whole name of a module"
+    remedy = f"Write a list, [{pattern}], or .*{pattern}."
+    return LuthierError("model-target", problem, where=where, found=pattern, remedy=remedy)
 
 
 def _adaptable(model: nn.Module) -> list[str]:
