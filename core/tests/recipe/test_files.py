@@ -87,6 +87,7 @@ def test_a_wrong_value_is_named_with_file_line_and_path(file, read, name, line):
         ("2e-4", "2e-4\nwarmup_steps: 3\nwarmup_ratio: 0.1", "recipe-conflict", ("recipe.yaml:10: warmup_ratio", "warmup_steps", "3")),
         ("model: demo\n", "", "recipe-missing", ("recipe.yaml: model",)),
         ("2e-4", "${NOWHERE}", "recipe-missing", ("recipe.yaml:8: learning_rate", "NOWHERE")),
+        ("{name: lora, r: 16,\n          lora_alpha: 32}", "{dora: {r: 4}}", "recipe-unknown-option", ("recipe.yaml:6: adapter.dora", "{name: dora, ...}")),
         ("{name: lora, r: 16,\n          lora_alpha: 32}", "full\nlora_r: 4", "recipe-unknown-option", ("recipe.yaml:7: adapter.r", "'full'")),
     ],
 )  # fmt: skip
@@ -94,7 +95,7 @@ def test_every_error_has_its_line(file, read, old, new, code, says):
     path = file("recipe.yaml", YAML.replace(old, new))
     error = failure(read, path)
     assert error.code == code
-    assert all(fact in str(error) for fact in says)
+    assert all(fact in str(error) for fact in says), str(error)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_a_file_that_is_not_its_format_is_refused_at_the_line(file, name, text, 
     error = failure(read_recipe_file, path)
     assert error.code == "recipe-syntax"
     assert error.where == f"{path}:{line}"
-    assert all(fact in str(error) for fact in says)
+    assert all(fact in str(error) for fact in says), str(error)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_what_is_no_recipe_is_refused(tmp_path, name, content, says):
     error = failure(read_recipe_file, path)
     assert error.code == "recipe-syntax"
     assert error.where.startswith(str(path))
-    assert all(fact in str(error) for fact in says)
+    assert all(fact in str(error) for fact in says), str(error)
 
 
 def test_aliases_of_aliases_do_not_fill_the_memory(file):

@@ -235,6 +235,8 @@ def _owners(option: str, offer: Offer, plugins: Plugins) -> str:
     if suggest_nearest(option, own).startswith("Did"):
         return ""
     others = [(o.record.name, o.record.options) for o in plugins.offers(offer.record.kind)]
+    if any(name == option for name, _ in others):
+        return f"Write {{name: {option}, ...}}, with its options beside the name."
     names = [
         name
         for name, options in others
