@@ -168,3 +168,13 @@ def test_the_command_line_trains_resumes_merges_and_generates(world, tmp_path, c
     assert all(p.is_floating_point() for p in merged.parameters())
     generated = call("generate", str(tmp_path / "run"), "1 plus 2 is ", "--json")
     assert generated
+
+
+@pytest.mark.parametrize("quantizer", ["none", "nf4"])
+def test_a_plan_knows_how_large_the_merged_model_is(world, tmp_path, quantizer):
+    settings = {"model": str(world / "llama"), "data": str(world / "train.jsonl"), "adapter": "lora",
+                "quantizer": quantizer, "max_steps": 1, "merge": True, "output_dir": tmp_path / "run"}  # fmt: skip
+    plan = luthier.plan(**settings)
+    luthier.train(**settings, exact_callbacks=[])
+    written = sum(file.stat().st_size for file in (tmp_path / "run" / "merged").glob("*.safetensors"))
+    assert plan.disk["merged"] == pytest.approx(written, rel=0.05)

@@ -84,7 +84,7 @@ def make_dense(model: Any, adapter: Adapter, quantizer: Quantizer, original: Wei
     """
     live = model
     model, adapter = copy.deepcopy((model, adapter))
-    plain = _skeleton(model)
+    plain = plain_skeleton(model)
 
     def weigh(path: str, layer: nn.Module) -> Tensor:
         if original is None or quantizer.dequantize(layer) is None:
@@ -168,7 +168,8 @@ def _is_turned(layer: nn.Module) -> bool:
     return type(layer).__name__ == "Conv1D"
 
 
-def _skeleton(model: Any) -> nn.Module:
+def plain_skeleton(model: Any) -> nn.Module:
+    """Return a model of the same class and config in plain dense layers without numbers."""
     with torch.device("meta"):
         return type(model)(model.config)
 

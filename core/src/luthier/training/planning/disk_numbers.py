@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from luthier.artifacts.dense_copy import plain_skeleton
 from luthier.artifacts.save import artifact_name
 from luthier.checkpoint.saver import Cadence
 from luthier.model.weights.dense_files import Files
@@ -28,7 +29,7 @@ def predict_disk(setup: Setup, optimizer_bytes: int, num_tasks: int) -> dict[str
         "constants": constants,
         "task state": state + constants if num_tasks > 1 else 0,
         "artifact": _artifact_bytes(setup),
-        "merged": _dense_bytes(setup) if setup.recipe.merge else 0,
+        "merged": _merged_bytes(setup) if setup.recipe.merge else 0,
     }
     return {**sizes, "total": sum(sizes.values())}
 
@@ -67,10 +68,21 @@ def _artifact_bytes(setup: Setup) -> int:
     return sum(p.numel() * p.element_size() for group in setup.adapter.groups() for p in group.parameters)
 
 
+def _merged_bytes(setup: Setup) -> int:
+    """Return the bytes of the merged model's files: all of its layers are dense, also those that are quantized here."""
+    dtype = _file_dtype(setup) or setup.model.dtype
+    return sum(p.numel() for p in plain_skeleton(setup.model).parameters()) * dtype.itemsize
+
+
+def _file_dtype(setup: Setup) -> torch.dtype | None:
+    """Return the dtype of a dense model's files; None: that of each weight."""
+    wish = getattr(setup.adapter, "save_dtype", None)
+    return Files.of_recipe(setup.recipe, setup.context.dtype, wish).dtype
+
+
 def _dense_bytes(setup: Setup) -> int:
     """Return the bytes of the whole model's files, without what the adapter has put beside its weights."""
-    wish = getattr(setup.adapter, "save_dtype", None)
-    dtype = Files.of_recipe(setup.recipe, setup.context.dtype, wish).dtype
+    dtype = _file_dtype(setup)
     beside = {id(p) for group in setup.adapter.groups() if group.role == "adapter" for p in group.parameters}
     weights = [p for p in setup.model.parameters() if id(p) not in beside]
     return sum(p.numel() * (p.element_size() if dtype is None else dtype.itemsize) for p in weights)
