@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from luthier.errors import LuthierError
+from luthier.logs import get_logger
 from luthier.model.attention import generating_attention
 from luthier.model.generation.generation_inputs import compute_logits
 from luthier.model.load import read_model
 from luthier.plugins.contracts.protocols import Adapter, Quantizer
 from luthier.step.opened import names_everything, open_adapter, read_trained
 
+log = get_logger()
 LENGTH = 16
 
 
@@ -27,13 +29,27 @@ def check_adapter(model: Any, adapter: Adapter, folder: Path, note: Mapping[str,
     model whose trained weights are replaced by random ones. The live model stays unchanged.
     """
     if names_everything(note):
-        opened = open_adapter(folder, note, model.device)
-        fresh = opened.model, opened.adapter
+        after = compute_where_it_fits(lambda device: _opened_logits(folder, note, device), model.device)
     else:
-        fresh = copy.deepcopy((model, adapter))
-        _redraw(fresh[1])
-        fresh[1].load(folder)
-    _compare(_logits(model, adapter), _logits(*fresh), folder)
+        copies = copy.deepcopy((model, adapter))
+        _redraw(copies[1])
+        copies[1].load(folder)
+        after = _logits(*copies)
+    _compare(_logits(model, adapter), after, folder)
+
+
+def compute_where_it_fits(compute: Callable[[torch.device], Tensor], device: torch.device) -> Tensor:
+    """Return what is computed on the device, or on the CPU if the device has no room for a second model."""
+    try:
+        return compute(device)
+    except torch.OutOfMemoryError:
+        log.info("the artifact is compared on the CPU", because="the device has no room for a second model")
+    return compute(torch.device("cpu"))
+
+
+def _opened_logits(folder: Path, note: Mapping[str, Any], device: torch.device) -> Tensor:
+    opened = open_adapter(folder, note, device)
+    return _logits(opened.model, opened.adapter)
 
 
 @torch.no_grad()
@@ -51,9 +67,11 @@ def check_model(model: Any, folder: Path, adapter: Any = None) -> float:
 
     The rounding of the files' dtype is allowed for. Returns the error relative to the logits' size.
     """
-    return _compare(
-        _logits(model, adapter), _logits(read_model(folder, model.dtype).to(model.device)), folder, _low(folder)
-    )
+
+    def compute(device: torch.device) -> Tensor:
+        return _logits(read_model(folder, model.dtype).to(device))
+
+    return _compare(_logits(model, adapter), compute_where_it_fits(compute, model.device), folder, _low(folder))
 
 
 def gives_numbers(model: Any, adapter: Adapter) -> bool:
@@ -99,8 +117,9 @@ def _logits(model: Any, adapter: Any = None) -> Tensor:
 
 def _compare(before: Tensor, after: Tensor, folder: Path, dtype: torch.dtype | None = None) -> float:
     exact = (torch.float32, torch.float64)
-    bound = 1e-4 if before.dtype in exact and (dtype is None or dtype in exact) else 5e-2
-    error = _error(before, after)
+    rounds = before.dtype not in exact or (dtype is not None and dtype not in exact) or before.device != after.device
+    bound = 5e-2 if rounds else 1e-4
+    error = _error(before, after.to(before.device))
     if not error <= bound:
         problem = f"its outputs differ from the model in memory by {error:.2g} of their size, more than {bound}"
         raise LuthierError("artifact-mismatch", problem, where=str(folder))

@@ -26,6 +26,7 @@ class StartWeights:
 
     def capture(self) -> None:
         """Copy the groups as they are now."""
+        self.groups = []  # so that two copies are held at no time
         self.groups = [attrs.evolve(group, parameters=_copies(group.parameters)) for group in self.adapter.groups()]
 
     def constants(self) -> dict[str, Tensor]:

@@ -28,7 +28,9 @@ class InitialWeights:
 
     def capture(self) -> None:
         """Copy the weights as they are now."""
-        self.kept = {name: getattr(module, key).detach().clone() for name, module, key in self._places}
+        for name, module, key in self._places:
+            self.kept.pop(name, None)  # first, so that two copies of all weights are held at no time
+            self.kept[name] = getattr(module, key).detach().clone()
 
     def constants(self) -> Mapping[str, Tensor]:
         """Return the weights by name."""
