@@ -131,7 +131,7 @@ FLOORS = (  # from the top; a room imports from the floors below its own, and fr
     ("jobs",),
     ("data", "runs"),
     ("recipe", "scaffold"),
-    ("plugins", "hardware", "logs", "disk", "state_tree"),
+    ("plugins", "hardware", "logs", "disk", "state_tree", "peft_files"),
     ("errors", "error_lists", "randomness", "sizes", "timestamp", "torch_operators", "demo"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -28,6 +28,10 @@ _HOMES = {
     "luthier.plugins.on": ("on",),
     "luthier.recipe": ("Recipe",),
     "luthier.errors": ("LuthierError",),
+    "luthier.peft_files": (
+        *("PEFT_CONFIG", "PEFT_WEIGHTS", "PeftFields", "peft_misfit", "read_peft_config", "read_peft_object"),
+        *("read_peft_tensors", "write_peft_files"),
+    ),
     "luthier.logs": ("get_logger",),
     "luthier.plugins.hookspecs": ("hookimpl",),
     "luthier.plugins.events": ("event",),
@@ -140,6 +144,16 @@ if TYPE_CHECKING:
         check_token_rows,
         find_row_places,
         place_token_rows,
+    )
+    from luthier.peft_files import (
+        PEFT_CONFIG,
+        PEFT_WEIGHTS,
+        PeftFields,
+        peft_misfit,
+        read_peft_config,
+        read_peft_object,
+        read_peft_tensors,
+        write_peft_files,
     )
     from luthier.plugins.contracts.policy_protocol import Policy
     from luthier.plugins.contracts.protocols import Adapter, Callback, Loss, Optimizer, Provider, Quantizer

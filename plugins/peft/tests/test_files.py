@@ -6,10 +6,11 @@ import warnings
 
 import pytest
 import torch
+from luthier import PEFT_CONFIG as CONFIG
+from luthier import PEFT_WEIGHTS as WEIGHTS
 from luthier import LuthierError
 from luthier.testing import expect_error
 from luthier.testing.worlds import tiny_model
-from luthier_peft.files import CONFIG, WEIGHTS
 from luthier_peft.options import to_config
 from peft import PeftModel
 from safetensors.torch import load_file, save_file

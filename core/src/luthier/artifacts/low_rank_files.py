@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,16 +9,13 @@ from typing import Any, Final
 
 import attrs
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from luthier.artifacts.factor_arithmetic import Pair
 from luthier.errors import LuthierError
-from luthier.model.foreign import explain_reading
+from luthier.peft_files import PEFT_CONFIG, PEFT_WEIGHTS, read_peft_object, read_peft_tensors, write_peft_files
 from luthier.recipe.artifact_note import MOVED, keeps_base, read_note
 
-CONFIG: Final = "adapter_config.json"
-WEIGHTS: Final = "adapter_model.safetensors"
 NAME: Final = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 
 
@@ -41,12 +37,7 @@ def read_low_rank(folder: Path) -> LowRankFolder:
     Raises `artifact-not-found` if there is none, and `artifact-mismatch` for another method's adapter, a tensor that is
     no factor, a factor without its partner, or NaN.
     """
-    if not (folder / WEIGHTS).is_file():
-        raise LuthierError("artifact-not-found", f"no {WEIGHTS} in this folder", where=str(folder))
-    with explain_reading(folder / CONFIG, "artifact-not-found"):
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-    with explain_reading(folder / WEIGHTS, "artifact-mismatch"):
-        tensors = load_file(folder / WEIGHTS)
+    config, tensors = read_peft_object(folder), read_peft_tensors(folder)
     _check_config(config, folder)
     sides = _sides(tensors, folder)
     pairs = {
@@ -60,13 +51,15 @@ def _check_config(config: Mapping[str, Any], folder: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA" or config.get("use_dora"):
         method = "DoRA" if kind == "LORA" else kind
-        raise _misfit(folder / CONFIG, "only the factors of LoRA can be combined", method)
+        raise _misfit(folder / PEFT_CONFIG, "only the factors of LoRA can be combined", method)
     if not keeps_base(config):
         problem = f"{MOVED}, which is not in its files"
-        raise _misfit(folder / CONFIG, problem, f"init_lora_weights: {config['init_lora_weights']}")
+        raise _misfit(folder / PEFT_CONFIG, problem, f"init_lora_weights: {config['init_lora_weights']}")
     if config.get("target_parameters"):  # factors of experts hold many ranks each, which this module cannot read
         targets = f"target_parameters: {config['target_parameters']}"
-        raise _misfit(folder / CONFIG, "the factors of parameters, such as experts, are not those of layers", targets)
+        raise _misfit(
+            folder / PEFT_CONFIG, "the factors of parameters, such as experts, are not those of layers", targets
+        )
 
 
 def _sides(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, dict[str, Tensor]]:
@@ -78,15 +71,15 @@ def _sides(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, dict[str, T
     for name in sorted(tensors):
         parts = NAME.fullmatch(name)
         if parts is None:
-            raise _misfit(folder / WEIGHTS, "this tensor is no factor of a layer", name)
+            raise _misfit(folder / PEFT_WEIGHTS, "this tensor is no factor of a layer", name)
         if not tensors[name].isfinite().all():
-            raise _misfit(folder / WEIGHTS, "it holds NaN or infinity", name)
+            raise _misfit(folder / PEFT_WEIGHTS, "it holds NaN or infinity", name)
         sides.setdefault(parts["layer"], {})[parts["side"]] = tensors[name]
     for layer, factors in sides.items():
         if len(factors) == 1:
-            raise _misfit(folder / WEIGHTS, "the other factor of this layer is missing", layer)
+            raise _misfit(folder / PEFT_WEIGHTS, "the other factor of this layer is missing", layer)
         if factors["A"].shape[0] != factors["B"].shape[1]:
-            raise _misfit(folder / WEIGHTS, "the factors of this layer differ in rank", layer)
+            raise _misfit(folder / PEFT_WEIGHTS, "the factors of this layer differ in rank", layer)
     return sides
 
 
@@ -102,8 +95,7 @@ def write_low_rank(folder: Path, factors: Mapping[str, tuple[Tensor, Tensor]], c
     """Write both files. `factors` maps each layer to its A and B, whose scale is 1."""
     tensors = {f"{layer}.lora_{side}.weight": tensor.to(torch.float32).contiguous()
                for layer, pair in factors.items() for side, tensor in zip("AB", pair, strict=True)}  # fmt: skip
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", "utf-8")
+    write_peft_files(folder, config, tensors)
 
 
 def unit_scales(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:

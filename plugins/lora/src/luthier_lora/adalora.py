@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 import torch
-from luthier import Context, Progress
+from luthier import PEFT_CONFIG, PEFT_WEIGHTS, Context, Progress, peft_misfit, read_peft_config
 from torch import Tensor, nn
 
 from luthier_lora import files
@@ -93,16 +93,16 @@ class AdaLoraAdapter(LoraAdapter):
     def load(self, folder: Path) -> None:
         """Read a folder of ours or PEFT's, with zeros for removed ranks. An error changes nothing."""
         folder = Path(folder)
-        config = files.read_json(folder, "ADALORA")
+        config = read_peft_config(folder, files.ADALORA)
         for name in ("init_r", "lora_alpha"):
             if config.get(name) != getattr(self.schedule, name):
                 problem = f"the adapter has {name} {config.get(name)!r}, the options {getattr(self.schedule, name)!r}"
-                raise files.misfit(folder / files.CONFIG, problem)
+                raise peft_misfit(folder / PEFT_CONFIG, problem)
         masks = {name.removesuffix(".lora_E"): ranks for name, ranks in (config.get("rank_pattern") or {}).items()}
         state = super().state()
         own = files.read_own(folder, self.model, state)
         tensors = {name: _spread(name, tensor, masks) for name, tensor in own.items()}
-        files.fill(state, tensors, str(folder / files.WEIGHTS), "artifact-mismatch")
+        files.fill(state, tensors, str(folder / PEFT_WEIGHTS), "artifact-mismatch")
         self.budget.kept = masks or None
 
     def _class(self) -> type[LoraLayer]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +9,19 @@ from typing import Any, Final
 
 import attrs
 import torch
-from luthier import LuthierError, drop_base_copies
+from luthier import (
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    LuthierError,
+    PeftFields,
+    drop_base_copies,
+    peft_misfit,
+    read_peft_config,
+    read_peft_object,
+    read_peft_tensors,
+    write_peft_files,
+)
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from luthier_lora.extras import Extras
@@ -22,24 +31,31 @@ from luthier_lora.targets import Targets
 from luthier_lora.token_rows import drop_tied_rows
 
 PREFIX: Final = "base_model.model."
-CONFIG: Final = "adapter_config.json"
-WEIGHTS: Final = "adapter_model.safetensors"
 
-# Fields of PEFT's LoraConfig that do not change what the tensors mean once their names and shapes fit.
-NEUTRAL: Final = {
-    *(
-        "auto_mapping",
-        "base_model_name_or_path",
-        "inference_mode",
-        "peft_type",
-        "peft_version",
-        "revision",
-        "task_type",
-    ),
-    *("alpha_pattern", "bias", "modules_to_save", "rank_pattern"),  # read as options; their tensors are checked
-    *("exclude_modules", "layers_pattern", "layers_to_transform", "target_modules", "target_parameters"),
-    *("eva_config", "fan_in_fan_out", "lora_dropout", "megatron_core", "qalora_group_size", "runtime_config"),
+TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    **dict.fromkeys(("target_modules", "exclude_modules", "modules_to_save", "target_parameters"), (list, str)),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), (dict,)),
+    **dict.fromkeys(("lora_alpha", "lora_dropout"), (int, float)),
+    **dict.fromkeys(("use_rslora", "use_dora"), (bool,)),
+    **{"r": (int,), "bias": (str,), "init_lora_weights": (bool, str), "trainable_token_indices": (list, dict)},
 }
+# Fields of PEFT's LoraConfig that do not change what the tensors mean once their names and shapes fit.
+NEUTRAL: Final = (
+    *("layers_pattern", "layers_to_transform"),
+    *("eva_config", "fan_in_fan_out", "megatron_core", "qalora_group_size"),
+)
+LORA: Final = PeftFields(kinds=("LORA",), types=TYPES, neutral=NEUTRAL, remedy="Use the adapter peft.lora for it.")
+SCHEDULE: Final = ("init_r", "target_r", "tinit", "tfinal", "deltaT")
+ADALORA: Final = PeftFields(
+    kinds=("ADALORA",),
+    types={
+        **TYPES,
+        **dict.fromkeys((*SCHEDULE, "total_step"), (int,)),
+        **dict.fromkeys(("beta1", "beta2", "orth_reg_weight"), (int, float)),
+    },
+    neutral=NEUTRAL,
+    remedy="Use the adapter peft.adalora for it.",
+)
 OURS: Final[Mapping[str, Any]] = {  # with PEFT's defaults
     **{"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False, "use_dora": False, "bias": "none"},
     **{"rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "init_lora_weights": True},
@@ -54,10 +70,8 @@ FITS: Final = "Use the base model and the options that it was trained with."
 
 def save(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Write both files, the tensors in float32."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    write_peft_files(folder, config, tensors)
 
 
 def fold_scales(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,56 +130,45 @@ def load(folder: Path, model: Any, options: Lora | Dora, targets: Targets, state
             "trainable_token_indices": options.trainable_token_indices or None}  # fmt: skip
     for name, value in mine.items():
         if config[name] != value:
-            raise misfit(folder / CONFIG, f"the adapter has {name} {config[name]!r}, the options {value!r}")
+            raise peft_misfit(folder / PEFT_CONFIG, f"the adapter has {name} {config[name]!r}, the options {value!r}")
     for field, pattern in PATTERNS.items():
         for layer in targets.modules:
             theirs = choose_by_pattern(config[pattern] or {}, layer, config[field])
             ours = choose_by_pattern(getattr(options, pattern), layer, getattr(options, field))
             if theirs != ours:
-                raise misfit(folder / CONFIG, f"the adapter has {field} {theirs!r} at {layer}, the options {ours!r}")
+                raise peft_misfit(
+                    folder / PEFT_CONFIG, f"the adapter has {field} {theirs!r} at {layer}, the options {ours!r}"
+                )
     if (config["init_lora_weights"] == "pissa") != (options.init_lora_weights == "pissa"):
         began = config["init_lora_weights"]
-        raise misfit(folder / CONFIG, f"the adapter has init_lora_weights {began!r}, the options have another")
+        raise peft_misfit(
+            folder / PEFT_CONFIG, f"the adapter has init_lora_weights {began!r}, the options have another"
+        )
     scales = {name: torch.ones_like(tensor) for name, tensor in state.items() if name.endswith(SCALE)}
-    fill(state, {**read_own(folder, model, state), **scales}, str(folder / WEIGHTS), "artifact-mismatch")
+    fill(state, {**read_own(folder, model, state), **scales}, str(folder / PEFT_WEIGHTS), "artifact-mismatch")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return adapter_config.json of a LoRA or DoRA that needs only its matrices, or raise."""
-    config = read_json(folder, "LORA")
-    for name, value in config.items():
-        if _changes_meaning(name, value):
-            raise misfit(folder / CONFIG, f"it uses {name}: {value!r}", "Use the adapter peft.lora for it.")
+    config = read_peft_config(folder, LORA)
+    began = config.get("init_lora_weights")
+    if began not in (*RANDOM, "pissa", None):
+        raise peft_misfit(folder / PEFT_CONFIG, f"it uses init_lora_weights: {began!r}", LORA.remedy)
     tokens = config.get("trainable_token_indices")
     if isinstance(tokens, dict):
         remedy = "Give the rows of the input embedding alone, or use the adapter peft.lora."
-        raise misfit(folder / CONFIG, f"it uses trainable_token_indices by modules: {sorted(tokens)}", remedy)
+        raise peft_misfit(folder / PEFT_CONFIG, f"it uses trainable_token_indices by modules: {sorted(tokens)}", remedy)
     return {**OURS, **config, "trainable_token_indices": tokens or None}
-
-
-def read_json(folder: Path, kind: str) -> dict[str, Any]:
-    """Return adapter_config.json of this PEFT type, or raise."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise LuthierError("artifact-not-found", f"no {CONFIG} in this folder", where=str(folder))
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise misfit(path, f"not JSON: {error}", "Copy the file again.") from None
-    if not isinstance(config, dict) or config.get("peft_type") != kind:
-        peft_type = config.get("peft_type") if isinstance(config, dict) else config
-        raise misfit(path, f"peft_type is {peft_type!r}, not {kind!r}", "Use the adapter peft.<method> that made it.")
-    return config
 
 
 def read_options(folder: Path) -> Lora | Dora | AdaLora:
     """Return the options with which the adapter in this folder can be attached and loaded."""
     if is_adalora(folder):
-        given = read_json(folder, "ADALORA")
+        given = read_peft_config(folder, ADALORA)
         return AdaLora(**{f.name: given[f.name] for f in attrs.fields(AdaLora) if given.get(f.name) is not None})
     config = read_config(folder)
     if config.get("layers_to_transform"):
-        raise misfit(folder / CONFIG, "it uses layers_to_transform", "Name the layers in target_modules.")
+        raise peft_misfit(folder / PEFT_CONFIG, "it uses layers_to_transform", "Name the layers in target_modules.")
     names = ("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora", "rank_pattern",
              "alpha_pattern", "bias", "modules_to_save", "trainable_token_indices")  # fmt: skip
     config["modules_to_save"] = [*(config["modules_to_save"] or []), *_copied_modules(folder, config)] or None
@@ -177,9 +180,8 @@ def read_options(folder: Path) -> Lora | Dora | AdaLora:
 
 
 def is_adalora(folder: Path) -> bool:
-    """Return True if the adapter in a folder is one of AdaLoRA."""
-    path = folder / CONFIG
-    return path.is_file() and '"ADALORA"' in path.read_text("utf-8", errors="replace")
+    """Return True if the adapter in a folder is one of AdaLoRA. Raises as `read_peft_object` does."""
+    return read_peft_object(folder).get("peft_type") == "ADALORA"
 
 
 def fill(state: Mapping[str, Tensor], given: Mapping[str, Any], where: str, code: str) -> None:
@@ -199,44 +201,21 @@ def fill(state: Mapping[str, Tensor], given: Mapping[str, Any], where: str, code
 
 def read_own(folder: Path, model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of the file but for the base's own, which PEFT adds if the base was resized."""
-    where = str(folder / WEIGHTS)
-    tensors = drop_base_copies(model, read_tensors(folder), state.keys(), where)
+    where = str(folder / PEFT_WEIGHTS)
+    tensors = drop_base_copies(model, read_peft_tensors(folder), state.keys(), where)
     return drop_tied_rows(model, tensors, PREFIX, where)
 
 
 def _copied_modules(folder: Path, config: Mapping[str, Any]) -> list[str]:
     """Return the paths of the embedding and head that PEFT has added whole, as it does if the base was resized."""
-    path = folder / WEIGHTS
+    path = folder / PEFT_WEIGHTS
     if not path.is_file():
         return []
     try:
         with safe_open(path, "pt") as file:
             names = [name.removeprefix(PREFIX) for name in file.keys()]  # noqa: SIM118 - it is no mapping
     except SafetensorError as error:
-        raise misfit(path, f"not a whole safetensors file: {error}", "Copy the file again.") from None
+        raise peft_misfit(path, f"not a whole safetensors file: {error}", "Copy the file again.") from None
     whole = [name.removesuffix(".weight") for name in names if name.endswith(".weight") and not UPDATE.search(name)]
     saved = [re.compile(rf"{re.escape(end)}(\.|$)") for end in config["modules_to_save"] or ()]
     return sorted(name for name in whole if not any(one.search(name) for one in saved))
-
-
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of adapter_model.safetensors."""
-    path = folder / WEIGHTS
-    if not path.is_file():
-        pickled = (folder / "adapter_model.bin").is_file()
-        remedy = "Save it as safetensors: a .bin file is a pickle, which can run code." if pickled else None
-        raise LuthierError("artifact-not-found", f"no {WEIGHTS} in this folder", where=str(folder), remedy=remedy)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise misfit(path, f"not a whole safetensors file: {error}", "Copy the file again.") from None
-
-
-def _changes_meaning(name: str, value: object) -> bool:
-    if name == "init_lora_weights":
-        return value not in (*RANDOM, "pissa")
-    return not (name in NEUTRAL or name in OURS or not value)
-
-
-def misfit(path: Path, problem: str, remedy: str = FITS) -> LuthierError:
-    return LuthierError("artifact-mismatch", problem, where=str(path), remedy=remedy)

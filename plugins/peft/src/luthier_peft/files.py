@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from luthier import LuthierError, drop_base_copies
+from luthier import PEFT_WEIGHTS, LuthierError, drop_base_copies, read_peft_object, read_peft_tensors
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from luthier_peft.omitted import BOOKKEEPING
 
-CONFIG: Final = "adapter_config.json"
-WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER: Final = "default"
 FITS: Final = "Use the base model and the options that it was trained with."
 # settings that do not change what the adapter computes, or that the names of the tensors already determine
@@ -36,7 +33,7 @@ def save(handle: PeftModel, folder: Path) -> None:
     state_dict = get_peft_model_state_dict(handle, save_embedding_layers=False)
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(state_dict.items())}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
     config = copy.deepcopy(handle.peft_config[ADAPTER])
     config.inference_mode = True
     config.base_model_name_or_path = getattr(handle.base_model.model, "name_or_path", None) or None
@@ -48,18 +45,7 @@ def save(handle: PeftModel, folder: Path) -> None:
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return config and tensors of a folder. Raises `artifact-not-found` if one is missing; nothing is downloaded."""
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise LuthierError("artifact-not-found", f"no {name} in this folder", where=str(folder))
-    try:
-        config, tensors = json.loads((folder / CONFIG).read_text("utf-8")), load_file(folder / WEIGHTS)
-    except (ValueError, SafetensorError) as error:
-        remedy = "Copy the files again."
-        raise LuthierError("artifact-mismatch", f"damaged: {error}", where=str(folder), remedy=remedy) from error
-    if not isinstance(config, dict):
-        problem, remedy = f"{CONFIG} is not a mapping", "Copy the file again."
-        raise LuthierError("artifact-mismatch", problem, where=str(folder), found=config, remedy=remedy)
-    return config, tensors
+    return read_peft_object(folder), read_peft_tensors(folder)
 
 
 def check_config(config: Any, stored: Mapping[str, Any], where: str) -> None:

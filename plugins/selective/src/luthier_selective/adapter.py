@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luthier import (
+    PEFT_CONFIG,
     Adapter,
     Context,
     EmbeddingRows,
@@ -88,7 +89,7 @@ class SelectiveAdapter(Adapter):
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, or rows of tokens that PEFT wrote. An error changes nothing."""
-        if (Path(folder) / row_files.CONFIG).is_file():
+        if (Path(folder) / PEFT_CONFIG).is_file():
             row_files.load_rows(Path(folder), self.model, self.token_ids, self.rows if self._has_rows_alone() else {})
         else:
             tensors = files.load_tensors(Path(folder), self._describe())

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from luthier import LuthierError, TokenRows, drop_base_copies
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from luthier import (
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    PeftFields,
+    TokenRows,
+    drop_base_copies,
+    peft_misfit,
+    read_peft_config,
+    read_peft_tensors,
+    write_peft_files,
+)
 from torch import Tensor
 
 from luthier_selective import Modules
-from luthier_selective.files import FITS, fill_tensors
+from luthier_selective.files import fill_tensors
 
-CONFIG: Final = "adapter_config.json"
-WEIGHTS: Final = "adapter_model.safetensors"
 METHOD: Final = "TRAINABLE_TOKENS"
 PREFIX: Final = "base_model.model."
 ROWS: Final = ".trainable_tokens_delta"  # PEFT's name for the rows themselves; they are no difference
-# fields that do not change what the tensors mean once their names and shapes fit
-NEUTRAL: Final = {
-    *("auto_mapping", "base_model_name_or_path", "inference_mode", "init_weights", "peft_type", "peft_version"),
-    *("revision", "target_modules", "task_type", "token_indices"),
-}
+FIELDS: Final = PeftFields(
+    kinds=(METHOD,),
+    types={"target_modules": (list, str), "token_indices": (list,)},
+    required=("token_indices",),
+    neutral=("init_weights",),
+    remedy="Use the adapter peft.trainable_tokens for it.",
+)
 
 
 def save_rows(folder: Path, base: str | None, token_ids: list[int], rows: Mapping[str, TokenRows]) -> None:
     """Write both files. `target_modules` has no tied head, which PEFT finds; its copy of the rows is written too."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {_name(path): one.rows.detach().to("cpu").contiguous().clone() for path, one in rows.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     has_head = len(rows) > 1
     config = {
         "base_model_name_or_path": base,
@@ -45,7 +50,7 @@ def save_rows(folder: Path, base: str | None, token_ids: list[int], rows: Mappin
         "task_type": "CAUSAL_LM" if has_head else None,
         "token_indices": token_ids,
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    write_peft_files(folder, config, tensors)
 
 
 def load_rows(folder: Path, model: Any, token_ids: list[int], rows: Mapping[str, TokenRows]) -> None:
@@ -59,20 +64,20 @@ def load_rows(folder: Path, model: Any, token_ids: list[int], rows: Mapping[str,
     config = _read_config(folder)
     if not rows:
         remedy = f"Set token_ids: {config['token_indices']} alone."
-        raise _misfit(folder / CONFIG, "it holds rows of tokens, and the options train something else", remedy)
+        raise peft_misfit(folder / PEFT_CONFIG, "it holds rows of tokens, and the options train something else", remedy)
     if config["token_indices"] != token_ids:
         problem = f"the adapter has the rows of tokens {config['token_indices']}, the options have {token_ids}"
-        raise _misfit(folder / CONFIG, problem, f"Set token_ids: {config['token_indices']}.")
-    tensors = drop_base_copies(model, _read_tensors(folder / WEIGHTS), (), str(folder / WEIGHTS))
+        raise peft_misfit(folder / PEFT_CONFIG, problem, f"Set token_ids: {config['token_indices']}.")
+    tensors = drop_base_copies(model, read_peft_tensors(folder), (), str(folder / PEFT_WEIGHTS))
     _check_targets(folder, config["target_modules"], tensors)
     owners = {path: one for path, one in rows.items() if one.owns}
     for path, tensor in _tied_rows(rows, tensors).items():
         if not torch.equal(tensor, tensors.setdefault(_name(path), tensor)):
             problem, remedy = "the tied head has other rows than the embedding", "Untie the base model's head first."
-            raise _misfit(folder / WEIGHTS, problem, remedy)
+            raise peft_misfit(folder / PEFT_WEIGHTS, problem, remedy)
     base_rows = {_name(path): _base_rows(one) for path, one in owners.items()}
     state = {_name(path): one.rows.detach() for path, one in owners.items()}
-    fill_tensors(state, {**base_rows, **tensors}, str(folder / WEIGHTS), "artifact-mismatch")
+    fill_tensors(state, {**base_rows, **tensors}, str(folder / PEFT_WEIGHTS), "artifact-mismatch")
 
 
 def read_row_options(folder: Path) -> Modules:
@@ -103,7 +108,7 @@ def _check_targets(folder: Path, targets: str | list[str] | None, tensors: Mappi
     for target in [targets] if isinstance(targets, str) else targets or []:
         hits = [p for p in paths if p == target or p.endswith(f".{target}") or _matches(targets, target, p)]
         if not hits:
-            raise _misfit(folder / WEIGHTS, f"it lacks the rows of {target}, which target_modules names")
+            raise peft_misfit(folder / PEFT_WEIGHTS, f"it lacks the rows of {target}, which target_modules names")
 
 
 def _matches(targets: object, target: str, path: str) -> bool:
@@ -112,35 +117,9 @@ def _matches(targets: object, target: str, path: str) -> bool:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise LuthierError("artifact-not-found", f"no {CONFIG} in this folder", where=str(folder))
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise _misfit(path, f"not JSON: {error}", "Copy the file again.") from None
-    kind = config.get("peft_type") if isinstance(config, dict) else config
-    if kind != METHOD:
-        raise _misfit(path, f"peft_type is {kind!r}, not {METHOD!r}", "Use the adapter that made it.")
-    for name in sorted(config.keys() - NEUTRAL):
-        if config[name]:
-            raise _misfit(path, f"it uses {name}: {config[name]!r}", "Use the adapter peft.trainable_tokens for it.")
-    ids = config.get("token_indices")
-    if not isinstance(ids, list) or not ids or not all(type(token) is int and token >= 0 for token in ids):
-        raise _misfit(path, f"token_indices is {ids!r}, not a list of token ids", "Copy the file again.")
+    config = read_peft_config(folder, FIELDS)
+    ids = config["token_indices"]
+    if not ids or not all(type(token) is int and token >= 0 for token in ids):
+        problem = f"token_indices is {ids!r}, not a list of token ids"
+        raise peft_misfit(folder / PEFT_CONFIG, problem, "Copy the file again.")
     return {"target_modules": None, **config}
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        pickled = path.with_suffix(".bin").is_file()
-        remedy = "Save it as safetensors: a .bin file is a pickle, which can run code." if pickled else None
-        raise LuthierError("artifact-not-found", f"no {WEIGHTS} in this folder", where=str(path.parent), remedy=remedy)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise _misfit(path, f"not a whole safetensors file: {error}", "Copy the file again.") from None
-
-
-def _misfit(path: Path, problem: str, remedy: str = FITS) -> LuthierError:
-    return LuthierError("artifact-mismatch", problem, where=str(path), remedy=remedy)

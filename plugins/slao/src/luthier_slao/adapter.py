@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from luthier import Context, Group, LuthierError, get_logger
+from luthier import PEFT_WEIGHTS, Context, Group, LuthierError, get_logger
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -121,7 +121,7 @@ class SlaoAdapter:
         """Read what `save` wrote. Raises `artifact-mismatch` for another rank, base or targets."""
         tensors, others, number = files.load_adapter(folder, self.options)
         given = {**tensors, **{f"{name}.other_B": t for name, t in others.items()}, "num_merged": number}
-        self._fill(given, str(Path(folder) / files.WEIGHTS), "artifact-mismatch")
+        self._fill(given, str(Path(folder) / PEFT_WEIGHTS), "artifact-mismatch")
 
     @torch.no_grad()
     def merge(self, context: Context) -> Any:

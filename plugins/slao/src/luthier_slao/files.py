@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from luthier import LuthierError
+from luthier import (
+    PEFT_CONFIG,
+    LuthierError,
+    PeftFields,
+    peft_misfit,
+    read_peft_config,
+    read_peft_tensors,
+    write_peft_files,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,19 +24,28 @@ from torch import Tensor
 from luthier_slao import Slao
 
 PREFIX: Final = "base_model.model."
-CONFIG: Final = "adapter_config.json"
-WEIGHTS: Final = "adapter_model.safetensors"
 ACCUMULATOR: Final = "slao.safetensors"
 NUMBERS: Final = "slao.json"
 LORA_B: Final = ".lora_B.weight"
+FIELDS: Final = PeftFields(
+    kinds=("LORA",),
+    types={
+        **dict.fromkeys(("lora_alpha", "lora_dropout"), (int, float)),
+        **{"r": (int,), "bias": (str,), "init_lora_weights": (bool, str)},
+    },
+    neutral=(
+        *("exclude_modules", "layers_pattern", "layers_to_transform", "target_modules"),
+        *("eva_config", "fan_in_fan_out", "megatron_core", "qalora_group_size"),
+    ),
+    remedy="Begin with a plain LoRA.",
+)
+RANDOM: Final = (True, False, "gaussian", "eva", "orthogonal", None)  # initialisations that do not change the base
 FITS: Final = "Use the base model and the options that it was trained with."
 
 
 def save_adapter(folder: Path, model: Any, options: Slao, tensors: Mapping[str, Tensor]) -> None:
     """Write adapter_config.json and adapter_model.safetensors as PEFT reads them."""
-    folder.mkdir(parents=True, exist_ok=True)
     named = {PREFIX + name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
-    save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
     targets = sorted({name.removesuffix(".weight").rpartition(".")[0] for name in tensors})
     config = {
         "base_model_name_or_path": getattr(model.config, "_name_or_path", None) or None,
@@ -42,7 +59,7 @@ def save_adapter(folder: Path, model: Any, options: Slao, tensors: Mapping[str, 
         "target_modules": targets,
         "task_type": "CAUSAL_LM",
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    write_peft_files(folder, config, named)
 
 
 def save_accumulator(folder: Path, others: Mapping[str, Tensor], num_merged: int) -> None:
@@ -57,15 +74,23 @@ def load_adapter(folder: Path, options: Slao) -> tuple[dict[str, Tensor], dict[s
     A folder of plain LoRA, which lacks the other B, counts as the end of a first task, whose B is the merged one.
     Raises `artifact-not-found` or `artifact-mismatch`.
     """
-    config = _read_json(folder / CONFIG)
-    for name in ("r", "lora_alpha"):
-        if config.get(name) != getattr(options, name):
-            problem = f"the adapter has {name} {config.get(name)!r}, the options {getattr(options, name)!r}"
-            raise LuthierError("artifact-mismatch", problem, where=str(folder / CONFIG), remedy=FITS)
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in _read_tensors(folder / WEIGHTS).items()}
+    _check_config(folder, options)
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in read_peft_tensors(folder).items()}
     if not (folder / ACCUMULATOR).is_file() and not (folder / NUMBERS).is_file():
         return tensors, {n.removesuffix(LORA_B): t for n, t in tensors.items() if n.endswith(LORA_B)}, 1
     return tensors, _read_tensors(folder / ACCUMULATOR), int(_read_json(folder / NUMBERS)["num_merged"])
+
+
+def _check_config(folder: Path, options: Slao) -> None:
+    """Raise `artifact-not-found`, or `artifact-mismatch` for anything but a plain LoRA of these options."""
+    config = read_peft_config(folder, FIELDS)
+    if config.get("init_lora_weights") not in RANDOM:
+        problem = f"it uses init_lora_weights: {config['init_lora_weights']!r}"
+        raise peft_misfit(folder / PEFT_CONFIG, problem, FIELDS.remedy)
+    for name in ("r", "lora_alpha"):
+        if config.get(name) != getattr(options, name):
+            problem = f"the adapter has {name} {config.get(name)!r}, the options {getattr(options, name)!r}"
+            raise peft_misfit(folder / PEFT_CONFIG, problem)
 
 
 def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str, code: str) -> None:
