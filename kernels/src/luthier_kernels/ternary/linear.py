@@ -78,8 +78,7 @@ def _multiply_back(
     flat = gradient.reshape(-1, gradient.shape[-1])
     to_states, to_weight = gradient.new_empty(0), gradient.new_empty(0, dtype=dtype)
     if wanted[0] and group == TENSOR:
-        dense = _dense(codes, torch.ones_like(scales), group, gradient.dtype, "weight")  # codes are exact in any dtype
-        to_states = (flat @ dense).mul_(scales[0, 0]).view(*gradient.shape[:-1], codes.shape[1])
+        to_states = _scaled_product(flat, codes, scales).view(*gradient.shape[:-1], codes.shape[1])
     elif wanted[0]:
         dense = _dense(codes, scales, group, gradient.dtype, "weight")
         to_states = (flat @ dense).view(*gradient.shape[:-1], codes.shape[1])
@@ -88,6 +87,15 @@ def _multiply_back(
         seen = _dense(flat_states, steps, ROW, gradient.dtype, "states") if steps.numel() else flat_states
         to_weight = multiply_turned(flat, seen.to(gradient.dtype)).to(dtype)
     return to_states, to_weight
+
+
+def _scaled_product(flat: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+    """Return (flat @ codes) * scale. Codes are exact in any dtype; on a processor the sums are scaled before they are
+    rounded, which on a GPU would wait for the scale."""
+    dense = _dense(codes, torch.ones_like(scales), TENSOR, flat.dtype, "weight")
+    if flat.device.type == "cpu" and type(scales) is Tensor:
+        return torch.addmm(flat.new_zeros(1), flat, dense, beta=0, alpha=scales.item())
+    return (flat @ dense).mul_(scales[0, 0])
 
 
 def _dense(codes: Tensor, scales: Tensor, group: int, dtype: torch.dtype, use: str) -> Tensor:
@@ -118,11 +126,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     states, weight, codes, scales, ctx.group, integers = inputs
     _, rounded, steps = output
     ctx.mark_non_differentiable(rounded, steps)
+    ctx.set_materialize_grads(False)  # zeros for the codes and steps would be made at each step
     ctx.dtype = weight.dtype
     ctx.save_for_backward(rounded if integers else states, steps, codes, scales)
 
 
-def _backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if gradient is None:
+        return (None,) * 6
     wanted = list(ctx.needs_input_grad[:2])
     to_states, to_weight = BACKWARD(gradient, *ctx.saved_tensors, ctx.group, wanted, ctx.dtype)
     return to_states if wanted[0] else None, to_weight if wanted[1] else None, None, None, None, None
