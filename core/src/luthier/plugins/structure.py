@@ -161,7 +161,7 @@ def _instance(made: Converter, value: Any, cls: Any) -> object:
     if not isinstance(value, collections.abc.Mapping):
         raise wrong_value(value, f"a mapping of {cls.__name__}'s options")
     fields = {f.alias: f for f in attrs.fields(cls) if f.init}
-    errors = _unknown_keys(value, fields)
+    errors = _unknown_keys(value, fields, field_hints(cls))
     given = {}
     for name, field in fields.items():
         try:
@@ -178,14 +178,20 @@ def _instance(made: Converter, value: Any, cls: Any) -> object:
     return _made(cls, given)
 
 
-def _unknown_keys(value: Mapping[Any, Any], fields: Mapping[str, Any]) -> list[LuthierError]:
+def _unknown_keys(value: Mapping[Any, Any], fields: Mapping[str, Any], hints: Mapping[str, Any]) -> list[LuthierError]:
     """Return an error for each key that is no option; the first one suggests the nearest option."""
     unknown = [str(key) for key in value if key not in fields]
-    hints = [_hint(key, fields) for key in unknown[:TOLD]]
+    remedies = [_of_section(key, hints) or _hint(key, fields) for key in unknown[:TOLD]]
     return [
-        LuthierError("recipe-unknown-option", "there is no such option", where=key, remedy=hint)
-        for key, hint in itertools.zip_longest(unknown, hints)
+        LuthierError("recipe-unknown-option", "there is no such option", where=key, remedy=remedy)
+        for key, remedy in itertools.zip_longest(unknown, remedies)
     ]
+
+
+def _of_section(key: str, hints: Mapping[str, Any]) -> str:
+    """Return a sentence with the options of this name that belong to a section, such as `data`; empty if none does."""
+    sections = [name for name, hint in hints.items() if attrs.has(hint) and key in attrs.fields_dict(hint)]
+    return f"Did you mean {' or '.join(repr(f'{name}.{key}') for name in sections)}?" if sections else ""
 
 
 def _hint(key: str, fields: Mapping[str, Any]) -> str:

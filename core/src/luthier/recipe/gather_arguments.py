@@ -14,7 +14,9 @@ from luthier.recipe.objects import Objects
 from luthier.recipe.reading.read_recipe import Reading
 from luthier.recipe.reading.shorthand import OF_A_SOURCE
 from luthier.recipe.recipe import Recipe, load_recipe
-from luthier.recipe.schema import Model
+from luthier.recipe.schema import Data, Model
+
+SETTINGS = tuple(attrs.fields_dict(Data))  # names in a mapping that is no rows
 
 
 def gather_arguments(
@@ -98,7 +100,8 @@ def _is_named(value: Any) -> bool:
     if isinstance(value, (str, Path, float)):
         return True
     if isinstance(value, Mapping):
-        return not hasattr(value, "column_names")  # a DatasetDict has this attribute, and is rows
+        columns = value and all(isinstance(v, (list, tuple)) for v in value.values()) and not {*value} & {*SETTINGS}
+        return not (columns or hasattr(value, "column_names"))  # a DatasetDict has this attribute, and is rows
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, str) or _is_source(v) for v in value)
 
 

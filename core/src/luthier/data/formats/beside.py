@@ -9,6 +9,7 @@ from typing import Any, Final
 import attrs
 
 from luthier.data.read.row import broken_row
+from luthier.errors import LuthierError
 
 NAMES: Final = ("system", "tools", "functions", "chat_template_kwargs")
 TAKEN: Final = ("messages", "conversation", "conversations", "tools", "documents", "chat_template",
@@ -21,6 +22,13 @@ def is_filled(value: object) -> bool:
     if value is None or (isinstance(value, str) and not value.strip()):
         return False
     return bool(len(value)) if isinstance(value, (list, tuple, dict)) else True
+
+
+def has_value(value: object) -> bool:
+    """Return False for a value that is absent, or that holds absent ones alone, as tables write a missing picture."""
+    if isinstance(value, (list, tuple)):
+        return any(map(has_value, value))
+    return any(map(has_value, value.values())) if isinstance(value, dict) else is_filled(value)
 
 
 @attrs.frozen(kw_only=True)
@@ -62,8 +70,11 @@ def read_system(raw: object) -> str:
 
 def is_tools(raw: object) -> bool:
     """Return True if a column holds tool schemas, perhaps as JSON text: a list of objects that each name a function."""
-    parsed = _parsed(raw)
-    return isinstance(parsed, list) and any(_is_schema(tool) for tool in parsed)
+    try:
+        parsed = _parsed(raw)
+    except LuthierError:  # told where the row is read
+        return True
+    return isinstance(parsed, list) and (not parsed or any(_is_schema(tool) for tool in parsed))
 
 
 def read_tools(raw: object) -> Messages | None:
@@ -81,14 +92,24 @@ def read_tools(raw: object) -> Messages | None:
 
 
 def _parsed(raw: object) -> object:
-    """Return the value of a JSON list that is written as text; anything else unchanged."""
-    if not isinstance(raw, str) or not raw.lstrip().startswith(("[", "{")):
-        return raw
+    """Return a list of schemas, of which one may stand alone, and which may be JSON text; anything else unchanged."""
+    if isinstance(raw, str) and raw.lstrip().startswith(("[", "{")):
+        try:
+            raw = json.loads(raw)
+        except (ValueError, RecursionError):
+            raise broken_row("tools is not JSON", raw, "tools") from None
+    if isinstance(raw, (list, tuple)):
+        return [_parsed_schema(tool) for tool in raw]
+    return [raw] if _is_schema(raw) else raw
+
+
+def _parsed_schema(tool: object) -> object:
+    """Return a schema that is written as JSON text; anything else unchanged."""
     try:
-        parsed = json.loads(raw)
+        parsed = json.loads(tool) if isinstance(tool, str) and tool.lstrip().startswith("{") else tool
     except (ValueError, RecursionError):
-        raise broken_row("tools is not JSON", raw, "tools") from None
-    return [parsed] if _is_schema(parsed) else parsed
+        return tool
+    return parsed if _is_schema(parsed) else tool
 
 
 def _is_schema(tool: object) -> bool:

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any, Final
 
-from luthier.data.formats.beside import Beside, is_filled
+from luthier.data.formats.beside import Beside, has_value
 from luthier.data.formats.forms import Conversation
 from luthier.data.formats.message_flags import Flags, read_flags
 from luthier.data.read.row import broken_row
@@ -31,6 +31,7 @@ SPEAKERS: Final = {
     "tool": "tool",
 }
 KEPT: Final = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")
+TEXT_PARTS: Final = ("text", "input_text", "output_text", None)  # types of parts of a content
 CHATML: Final = re.compile(r"\s*<\|im_start\|>([^\n]*)\n(.*?)<\|im_end\|>", re.DOTALL)
 
 
@@ -121,7 +122,7 @@ def read_message(raw: object, place: str, said: str = "content") -> dict[str, An
 
 def _check_media(raw: dict[str, Any], place: str) -> None:
     for name in MEDIA:
-        if is_filled(raw.get(name)):
+        if has_value(raw.get(name)):
             raise broken_row("only text is trained, but the message has more", raw[name], f"{place}.{name}")
 
 
@@ -137,19 +138,34 @@ def _content(raw: object, place: str, optional: bool) -> str:
 
 
 def _part(part: object, place: str) -> str:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return part["text"]
-    if isinstance(part, dict) and part.get("type") == "text":
-        fields = ", ".join(repr(key) for key in part if key != "type") or "nothing"
-        raise broken_row(f"the text of a part must be under 'text', but this one has {fields}", part, place)
-    raise broken_row("only text parts can be trained on", part, place)
+    if not isinstance(part, dict):
+        raise broken_row("a part must be an object with type and text", part, place)
+    if part.get("type") not in TEXT_PARTS:
+        raise broken_row("only text parts can be trained on", part, place)
+    _check_media(part, place)
+    if isinstance(part.get("text"), str):
+        text: str = part["text"]
+        return text
+    fields = ", ".join(repr(key) for key in part if key != "type") or "nothing"
+    raise broken_row(f"the text of a part must be under 'text', but this one has {fields}", part, place)
 
 
 def _calls(raw: dict[str, Any], place: str) -> list[dict[str, Any]]:
-    calls = raw.get("tool_calls") or ([{"function": raw["function_call"]}] if raw.get("function_call") else [])
+    calls = _parsed_calls(raw.get("tool_calls"), f"{place}.tool_calls")
+    calls = calls or ([{"function": raw["function_call"]}] if raw.get("function_call") else [])
     if not isinstance(calls, list):
         raise broken_row("tool_calls must be a list", calls, f"{place}.tool_calls")
     return [_call(call, f"{place}.tool_calls[{i}]") for i, call in enumerate(calls)]
+
+
+def _parsed_calls(calls: object, place: str) -> object:
+    """Return a list of calls, of which one may stand alone, and which tables write as JSON text; else the value."""
+    if isinstance(calls, str) and calls.strip():
+        try:
+            calls = json.loads(calls)
+        except (ValueError, RecursionError):
+            raise broken_row("tool_calls is not JSON", calls, place) from None
+    return [calls] if isinstance(calls, dict) else calls
 
 
 def _call(call: object, place: str) -> dict[str, Any]:

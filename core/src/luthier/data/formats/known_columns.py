@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.data.formats.beside import is_filled, is_tools
+from luthier.data.formats.beside import has_value, is_filled, is_tools
 from luthier.data.formats.conversations import KEPT, MEDIA
 from luthier.data.formats.documents import MASKS
 from luthier.data.formats.message_flags import FLAGS, NUMBERS, OPPOSITES
@@ -56,7 +56,7 @@ def check_columns(values: Mapping[str, Any], form: str, wanted: Wanted, row: Row
     """
     read_columns = {*row.mapped, *row.used, *wanted.columns, *wanted.documents.values()}
     for name in MEDIA:
-        if name not in read_columns and is_filled(values.get(name)):
+        if name not in read_columns and has_value(values.get(name)):
             raise _unread(name, values[name], "holds something other than text, but only text is trained")
     for name in ROW_FLAGS:
         if name not in read_columns and name in values and not (form == "tokens" and name in MASKS):

@@ -11,6 +11,7 @@ from luthier.data.read.row import broken_row
 NUMBERS: Final = ("weight", "loss_weight")
 SWITCHES: Final = ("train", "trainable", "training", "unmask", "loss_mask", "loss")
 OPPOSITES: Final = ("masked",)
+UNCLEAR: Final = ("mask", "train_detail")  # which of two opposites is meant, or parts of an answer
 FLAGS: Final = (*NUMBERS, *SWITCHES, *OPPOSITES)
 Flags = tuple[float | None, ...]  # each message's weight in the loss, None if it says nothing
 
@@ -28,6 +29,10 @@ def read_flag(message: object, place: str) -> float | None:
     """
     if not isinstance(message, Mapping):
         return None
+    for name in UNCLEAR:
+        if message.get(name) not in (None, "", []):
+            problem = f"{name} says which parts of the message are supervised, in a way that is not read"
+            raise broken_row(f"{problem}; name the flag one of {', '.join(FLAGS)}", message[name], f"{place}.{name}")
     given = {name: message[name] for name in FLAGS if message.get(name) is not None}
     numbers = {name: _number(value, f"{place}.{name}") for name, value in given.items() if name in NUMBERS}
     states = {name: _state(value, f"{place}.{name}") for name, value in given.items() if name not in NUMBERS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 from luthier.data.examples import TokenDataset
@@ -10,6 +11,7 @@ from luthier.data.formats.read_rows import ReadRows, Talks
 from luthier.data.report import Report
 from luthier.data.tokenise.chat_template import ChatTemplate
 
+TOLD: Final = 20  # names of columns that one remark lists
 CHANGES: Final = {
     "truncated": "were cut to max_length",
     "split": "were longer than max_length and were split",
@@ -40,9 +42,9 @@ def warnings_of(report: Report, read: ReadRows, template: ChatTemplate | None) -
     if template is not None:
         remarks += _of_template(read.talks, template)
     if read.absent:
-        remarks.append(f"columns that are ignored and that no row has: {', '.join(read.absent)}")
+        remarks.append(f"columns that are ignored and that no row has: {_named(read.absent)}")
     if read.unread:
-        remarks.append(f"nothing reads these columns: {', '.join(read.unread)}")
+        remarks.append(f"nothing reads these columns: {_named(read.unread)}")
     return remarks
 
 
@@ -59,6 +61,11 @@ def _roles(what: str, report: Report) -> str:
 
 def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.most_common())
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f", and {len(names) - TOLD} more" if len(names) > TOLD else ""
+    return ", ".join(names[:TOLD]) + more
 
 
 def _share(count: int, rows: int) -> str:

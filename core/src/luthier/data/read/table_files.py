@@ -23,7 +23,7 @@ def read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
     """Yield rows under the names in the first line. A row with another number of fields is a `data-row` fault."""
     lines = (line for _, line in read_lines(path))
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
-    header = _next_fields(reader, path)
+    header = _read_header(reader, path, delimiter)
     if header is None:
         return
     _check_delimiter(header, delimiter, path)
@@ -38,6 +38,16 @@ def read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
         elif fields:
             yield Row(dict(zip(header, fields, strict=True)), f"{path}:{first}")
         first = reader.line_num + 1
+
+
+def _read_header(reader: Any, path: Path, delimiter: str) -> list[str] | None:
+    """Return the names of the columns, None for an empty file. Names in quotes may be separated otherwise."""
+    try:
+        return _next_fields(reader, path)
+    except LuthierError:
+        _, line = next(read_lines(path))
+        _check_delimiter([line.strip()], delimiter, path)
+        raise
 
 
 def _check_delimiter(header: list[str], delimiter: str, path: Path) -> None:

@@ -20,7 +20,7 @@ from luthier.data.read.packed_rows import BLOCK
 from luthier.data.tokenise.chat_template import ChatTemplate, load_template
 from luthier.data.tokenise.encode import Encoder, check_text
 from luthier.data.tokenise.flat.labelled_texts import Whole
-from luthier.data.tokenise.overlong import fit_length, fit_unit, overlong_policy
+from luthier.data.tokenise.overlong import check_messages, fit_length, fit_unit, is_overlong, overlong_policy
 from luthier.data.tokenise.refusals.lost_parts import lost_error, lost_kind, lost_parts
 from luthier.data.tokenise.refusals.tried_remedies import advise_change
 from luthier.data.tokenise.supervised_spans import Rendered, fill_conversation
@@ -180,6 +180,9 @@ class Maker:
         if isinstance(form, Pair) and form.chosen == form.rejected:
             made.drops["equal_pair"] += 1
             return []
+        if isinstance(form, Conversation) and not everything and self._is_overlong(form):
+            made.drops["overlong"] += 1
+            return []
         if not form.answers and not (everything and isinstance(form, (Conversation, Completion, Instruction))):
             raise _unsupervised(form)
         render = UnitTexts(encoder=self.encoder, template=self.template, train_on=self.data.train_on)
@@ -187,6 +190,14 @@ class Maker:
         if self.data.unrendered == "error" and (lost := lost_parts(_texts(drafts))):
             raise lost_error(lost, form.where)
         return drafts
+
+    def _is_overlong(self, form: Conversation) -> bool:
+        """Return True for a very long conversation that is dropped, so that its answers need not be found first."""
+        dropped = self.data.block_size is None and overlong_policy(self.data.overlong, form, form.where) == "drop"
+        if dropped and self.template is not None and is_overlong(form, self.template, self.encoder, self.data):
+            return True
+        check_messages(form)
+        return False
 
     def _refuse(self, error: LuthierError, number: int, made: Made) -> None:
         """Note a bad row once, or count it if the recipe says what becomes of its kind."""

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from luthier.data.examples import TokenExample
-from luthier.data.formats.forms import Document, Form, Tokens
+from luthier.data.formats.forms import Conversation, Document, Form, Tokens
+from luthier.data.read.row import broken_row
+from luthier.data.tokenise.supervised_spans import LONG, Rendered
 from luthier.errors import LuthierError
-from luthier.recipe.schema import Overlong
+from luthier.recipe.schema import Data, Overlong
+
+if TYPE_CHECKING:
+    from luthier.data.tokenise.chat_template import ChatTemplate
+    from luthier.data.tokenise.encode import Encoder
+
+MOST_MESSAGES: Final = 2048  # of a conversation; the time to find its answers grows with the square of this number
 
 
 def overlong_policy(asked: str, form: Form, where: str) -> Overlong:
@@ -22,6 +31,22 @@ def overlong_policy(asked: str, form: Form, where: str) -> Overlong:
     if asked == "auto":
         return "split" if splits else "drop"
     return asked  # type: ignore[return-value]
+
+
+def is_overlong(form: Conversation, template: ChatTemplate, encoder: Encoder, data: Data) -> bool:
+    """Return True if a conversation of many messages is longer than max_length, which its whole text shows."""
+    if len(form.messages) <= LONG:
+        return False
+    text = template.with_settings(form.settings).render(list(form.messages), form.tools)
+    tokens, _ = encoder.encode([Rendered(text=text, spans=(), everything=True, where=form.where)])
+    return len(tokens.input_ids) > data.max_length
+
+
+def check_messages(form: Conversation) -> None:
+    """Raise `data-row` for a conversation of more messages than are looked through."""
+    if len(form.messages) > MOST_MESSAGES:
+        problem = f"the conversation has {len(form.messages)} messages, and at most {MOST_MESSAGES} are read"
+        raise broken_row(problem, where=f"{form.where}: messages")
 
 
 def fit_length(example: TokenExample, max_length: int, policy: Overlong) -> Iterator[tuple[TokenExample | None, str]]:

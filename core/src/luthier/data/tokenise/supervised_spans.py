@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -19,6 +19,7 @@ from luthier.data.tokenise.thoughts import CLOSE, OPEN, give_thought, split_thou
 from luthier.errors import LuthierError
 
 Span = tuple[int, int]  # characters [start, end)
+LONG: Final = 256  # messages of a conversation whose shape is not learned, because few others have it
 
 
 @attrs.frozen(kw_only=True)
@@ -65,7 +66,7 @@ def render_conversation(form: Conversation, template: ChatTemplate, everything: 
         bare = [_bare(message, template) for message in form.messages]
         raise name_culprit(error, bare, form.tools, template).at(form.where) from None
     if not lost and not foreign:
-        if len(made) == 1 and not everything and not made[0].remarks:
+        if len(made) == 1 and not (everything or made[0].remarks or len(form.messages) > LONG):
             template.plans.learn(form, template, made[0].text, made[0].spans)
         return made
     last = last_answer(form)

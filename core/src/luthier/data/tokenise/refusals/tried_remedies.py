@@ -146,6 +146,8 @@ def _joined(form: Conversation, belong: Belong, sentence: str) -> tuple[str, Con
         else:
             messages.append(message)
             trained.append(on)
+    if not places:
+        return sentence, form
     changed = attrs.evolve(form, messages=tuple(messages), trained=tuple(trained), flags=())
     return sentence.format(_listed(sorted(set(places)))), changed
 
