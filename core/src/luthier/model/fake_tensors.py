@@ -260,6 +260,8 @@ def _index(world: Ghosts, tensor: Tensor, indices: Any) -> Any:
     for index in indices:
         masks = isinstance(index, Ghost) and index.dtype in (torch.bool, torch.uint8)
         positions += _places(world, index).unbind(1) if masks else [index]
+    if not any(isinstance(given, Ghost) for given in (tensor, *positions)):  # only the mask was one
+        return aten.index.Tensor(tensor, positions)
     return world._run(aten.index.Tensor, (tensor, positions), {})
 
 
