@@ -102,7 +102,9 @@ def test_a_combined_adapter_answers_trains_on_and_says_what_it_is_of(pair, model
 
 
 def test_slao_of_files_is_the_merge_of_its_algorithm(pair, tmp_path):
-    made = load_file(luthier.combine([run.artifact for run in pair], tmp_path / "made", method="slao") / WEIGHTS)
+    folder = luthier.combine([run.artifact for run in pair], tmp_path / "made", method="slao")
+    assert json.loads((folder / "luthier.json").read_text())["combined"]["weights"] is None
+    made = load_file(folder / WEIGHTS)
     first, second = (load_file(run.artifact / WEIGHTS) for run in pair)
     before, after = 4.0 * first[f"{QUERY}.lora_B.weight"], 2.0 * second[f"{QUERY}.lora_B.weight"]
     assert torch.equal(made[f"{QUERY}.lora_A.weight"], second[f"{QUERY}.lora_A.weight"])

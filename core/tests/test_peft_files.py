@@ -114,6 +114,12 @@ def test_a_missing_file_is_named(folder, name, read):
         read(folder)
 
 
+def test_a_folder_that_does_not_exist_is_not_said_to_lack_a_file(folder):
+    with expect_error("artifact-not-found", str(folder / "none")) as caught:
+        read_peft_object(folder / "none")
+    assert PEFT_CONFIG not in str(caught.value)
+
+
 def test_a_pickle_is_told_of_and_not_read(folder):
     (folder / PEFT_WEIGHTS).rename(folder / "adapter_model.bin")
     with expect_error("artifact-not-found", str(folder), "pickle"):

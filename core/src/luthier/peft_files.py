@@ -71,7 +71,8 @@ def read_peft_object(folder: Path) -> dict[str, Any]:
     """Return the content of adapter_config.json, of any method. Raises `artifact-not-found` or `artifact-mismatch`."""
     path = folder / PEFT_CONFIG
     if not path.is_file():
-        raise LuthierError("artifact-not-found", f"no {PEFT_CONFIG} in this folder", where=str(folder))
+        problem = f"no {PEFT_CONFIG} in this folder" if folder.is_dir() else "there is no such folder"
+        raise LuthierError("artifact-not-found", problem, where=str(folder))
     try:
         config = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:

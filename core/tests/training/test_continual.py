@@ -107,6 +107,17 @@ def test_one_data_set_is_cut_into_runs_by_flags_alone(task_files, tmp_path):
     assert json.loads((tmp_path / "out/task-01-run-01/adapter/luthier.json").read_text())["adapter"]["name"] == "lora"
 
 
+@pytest.mark.parametrize(("given", "held_out"), [({}, 2), ({"data.validation": 0.25}, 5)])
+def test_runs_of_one_data_set_hold_out_a_tenth_of_their_rows_unless_told_otherwise(tmp_path, given, held_out):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"{i} and", "completion": str(i)}) + "\n" for i in range(40)))
+    plan = luthier.continual(
+        {"model": "demo", "data": str(rows), "num_runs": 2, "max_steps": 1, "memory_check": False},
+        output_dir=tmp_path / "out", dry_run=True, **given,
+    )  # fmt: skip
+    assert [task.validation_examples for task in plan.tasks] == [held_out] * 2
+
+
 def test_what_all_tasks_need_may_come_from_flags(recipe_file):
     tree = load_yaml(recipe_file.read_text(), "recipe")[0]
     recipe_file.write_text(json.dumps({name: value for name, value in tree.items() if name != "model"}))

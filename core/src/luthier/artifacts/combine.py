@@ -60,7 +60,7 @@ def combine_folders(folders: Sequence[Path], asked: Combination, folder: Path) -
             open_adapter(aside, note, torch.device("cpu"))
 
     made = write_artifact(folder, write, note)
-    log.info("combined", folder=str(made), method=recipe.method, weights=recipe.weights, layers=len(factors))
+    log.info("combined", folder=str(made), method=recipe.method, weights=_weights(recipe), layers=len(factors))
     return made
 
 
@@ -79,8 +79,8 @@ def _recipe(asked: Combination, count: int) -> Blend:
     pruned = asked.method in PRUNED
     if pruned != (asked.density is not None):
         remedy = f"Only {', '.join(PRUNED)} take a density, and each needs one, such as 0.5."
-        raise _refused(f"{asked.method} {'keeps a share' if pruned else 'prunes nothing'}", "density", asked.density,
-                       remedy)  # fmt: skip
+        problem = f"{asked.method} {'keeps a share of the numbers, which is not given' if pruned else 'prunes nothing'}"
+        raise _refused(problem, "density", asked.density, remedy)
     if asked.density is not None and not 0 < asked.density <= 1:
         raise _refused("outside its bounds", "density", asked.density, "Give a number above 0, and at most 1.")
     if asked.seed is not None and asked.method not in DRAWN:
@@ -138,7 +138,12 @@ def _note(changes: dict[str, Any], adapters: Sequence[LowRankFolder], recipe: Bl
         known = {field.name for field in attrs.fields(plugins.options(plugins.get("adapter", own["name"])))}
         unchanged = {name: value for name, value in own.items() if name not in CHOSEN}
         own = {**unchanged, **{name: value for name, value in changes.items() if name in known}}
-    made = {"method": recipe.method, "weights": list(recipe.weights), "density": recipe.density,
+    made = {"method": recipe.method, "weights": _weights(recipe), "density": recipe.density,
             "of": [str(adapter.path) for adapter in adapters],
             "runs": [adapter.note.get("run_id") for adapter in adapters]}  # fmt: skip
     return {**derive_note(note), "adapter": own, "decisions": {}, "artifact": "adapter", "combined": made}
+
+
+def _weights(recipe: Blend) -> list[float] | None:
+    """Return the weights that counted; None for SLAO, which has none."""
+    return None if recipe.method == "slao" else list(recipe.weights)

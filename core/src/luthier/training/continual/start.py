@@ -14,9 +14,11 @@ import attrs
 from luthier.data.formats.wanted import Wanted
 from luthier.distributed.join import join_world
 from luthier.errors import LuthierError
+from luthier.logs import get_logger
 from luthier.model.load import tokenizer_of
 from luthier.recipe import Recipe, load_recipe, resolve_parts
 from luthier.recipe.objects import Objects
+from luthier.recipe.reading.read_recipe import Reading
 from luthier.runs.run_folder import free_folder
 from luthier.runs.writing.target import begun
 from luthier.training.continual.forgetting_report import TaskReport
@@ -28,6 +30,8 @@ from luthier.training.rows import prepared_data
 
 FOLDER: Final = "runs/continual"
 ROWS: Final = "data"  # the folder of the rows' slices
+HELD_OUT: Final = 0.1  # the share of each run's rows on which the runs are compared
+log = get_logger()
 
 
 def train_sequence(
@@ -93,10 +97,18 @@ def _read_asked(source: Any, overrides: Any, own: Mapping[str, Any], output_dir:
         raise LuthierError("recipe-wrong-type", "tasks begin from a base by its name", where="model", remedy=remedy)
     tasks = make_tasks(tree, base, sequence.tasks, rest) if sequence.tasks else []
     shared = {name: value for name, value in tree.items() if name != "output_dir"}
-    whole = tasks[0].recipe if tasks else load_recipe(shared or None, rest, base=base).recipe
+    whole = tasks[0].recipe if tasks else _with_held_out(load_recipe(shared or None, rest, base=base))
     folder = _folder_of(tree, base, output_dir)
     folder = _fresh_folder(folder, whole, tasks[0].name if tasks else slice_name(0)) if fresh else folder
     return _Asked(sequence=sequence, tasks=tasks, whole=whole, folder=folder)
+
+
+def _with_held_out(reading: Reading[Recipe]) -> Recipe:
+    """Return a recipe whose rows are cut into runs with a share of them held out, unless it speaks of validation."""
+    if "data.validation" in reading.given:
+        return reading.recipe
+    log.info("rows of each run are held out", share=HELD_OUT, because="data.validation is not given")
+    return attrs.evolve(reading.recipe, data=attrs.evolve(reading.recipe.data, validation=HELD_OUT))
 
 
 def _folder_of(tree: Mapping[str, Any], base: Path | None, output_dir: str | Path | None) -> Path:

@@ -25,7 +25,12 @@ class TaskSequence:
     tasks: list[dict[str, Any]] = option(
         factory=list, help="The tasks in order, each {name:, data:} with any settings of a recipe that are its own."
     )
-    num_runs: int | None = option(None, help="Cut the recipe's data into so many runs instead of tasks.", low=1)
+    num_runs: int | None = option(
+        None,
+        help="Cut the recipe's data into so many runs instead of tasks. A tenth of each run's rows is held out, unless "
+        "data.validation is given.",
+        low=1,
+    )
     steps_per_run: int | None = option(None, help="Optimizer steps of each run; none: the recipe's length.", low=1)
     samples_per_run: int | None = option(None, help="Rows of each run; none: the rows divided evenly.", low=1)
     eval_base: bool = option(
