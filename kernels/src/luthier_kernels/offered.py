@@ -37,13 +37,16 @@ def takes_rows(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> b
     return _takes_triton(device, dtype)
 
 
-def takes_gates(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> bool:
-    """Return True for gated activations on a processor (in C) or a GPU (in Triton)."""
-    if math.prod(shape) < SMALLEST:
-        return False
+def takes_swiglu(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> bool:
+    """Return True for SwiGLU on a GPU, or on a processor in bfloat16: in float32 the engine's compiled form is faster."""
     if device.type == "cpu":
-        return dtype in NATIVE and has_native("elementwise")
-    return _takes_triton(device, dtype)
+        return dtype is torch.bfloat16 and math.prod(shape) >= SMALLEST and has_native("elementwise")
+    return math.prod(shape) >= SMALLEST and _takes_triton(device, dtype)
+
+
+def takes_geglu(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> bool:
+    """Return True for GeGLU on a GPU. On a processor the engine's compiled form is faster."""
+    return math.prod(shape) >= SMALLEST and _takes_triton(device, dtype)
 
 
 def takes_head(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> bool:

@@ -12,8 +12,8 @@ FORMS = (
     ("rms_norm", "build_norm", "takes_rows", "RMSNorm in one pass, C or Triton."),
     ("add_rms_norm", "build_sum_norm", "takes_rows", "The sum of the residual stream and its RMSNorm in one pass."),
     ("rope", "build_rotation", "takes_rows", "Rotary positions in one pass, C or Triton."),
-    ("swiglu", "build_swiglu", "takes_gates", "SwiGLU in one pass each way, C or Triton."),
-    ("geglu", "build_geglu", "takes_gates", "GeGLU in one pass each way, C or Triton."),
+    ("swiglu", "build_swiglu", "takes_swiglu", "SwiGLU in one pass each way, C or Triton."),
+    ("geglu", "build_geglu", "takes_geglu", "GeGLU in one pass each way, in Triton."),
     ("token_logprobs", "build_head", "takes_head", "A frozen head's log-probabilities and their gradient in one pass."),
     ("document_attention", "build_attention", "takes_attention", "Attention in blocks that stay in the cache, in C."),
 )

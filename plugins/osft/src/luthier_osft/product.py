@@ -17,8 +17,8 @@ def changed_product(
     """Return x (W + U C V^T)^T + bias, [..., out]. x is [..., in], W [out, in], V [in, v], C [u, v], U [out, u].
 
     W and the bias are frozen, and without C, U V^T is the change. U C V^T is never formed, and its product is added
-    into that of W, as its gradient is into that of W. Factors are cast to the dtype of x, again in backward, and
-    gradients have the dtype of what they belong to. x is kept, or computed again if it has a source, only if V trains,
+    into that of W, as its gradient is into that of W. W and factors are cast to the dtype of x; W is kept so for
+    backward, as autocast keeps it, and gradients have the dtype of what they belong to. x is kept, or computed again if it has a source, only if V trains,
     and x V is kept only if C or U trains.
     """
     return _Changed.apply(x, weight, bias, inner, core, outer, find_source(x))
@@ -45,20 +45,21 @@ class _Changed(torch.autograd.Function):
         inner, core, outer, source = factors
         dtype, needs = x.dtype, ctx.needs_input_grad
         flat = x.reshape(-1, x.shape[-1])  # [T, in]
-        result = functional.linear(flat, weight.to(dtype), None if bias is None else bias.to(dtype))  # [T, out]
+        matrix = weight.to(dtype)
+        result = functional.linear(flat, matrix, None if bias is None else bias.to(dtype))  # [T, out]
         lowered = flat @ inner.to(dtype)  # [T, v]
         middle = lowered if core is None else lowered @ core.to(dtype).T  # [T, u]
         result.addmm_(middle, outer.to(dtype).T)
         ctx.remake = None if source is None else source.function
         kept = () if not needs[3] else (flat,) if source is None else source.inputs
-        ctx.save_for_backward(lowered if needs[4] or needs[5] else None, weight, inner, core, outer, *kept)
+        ctx.save_for_backward(lowered if needs[4] or needs[5] else None, matrix, inner, core, outer, *kept)
         ctx.shape = x.shape
         return result.view(*x.shape[:-1], result.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        lowered, weight, inner, core, outer, *kept = ctx.saved_tensors
+        lowered, matrix, inner, core, outer, *kept = ctx.saved_tensors
         needs, dtype = ctx.needs_input_grad, grad.dtype
         flat = grad.reshape(-1, grad.shape[-1])  # [T, out]
         raised = flat @ outer.to(dtype)  # [T, u]
@@ -73,5 +74,5 @@ class _Changed(torch.autograd.Function):
             grad_outer = (flat.T @ middle).to(outer.dtype)
         grad_x = None
         if needs[0]:
-            grad_x = (flat @ weight.to(dtype)).addmm_(back, inner.to(dtype).T).view(ctx.shape)
+            grad_x = (flat @ matrix).addmm_(back, inner.to(dtype).T).view(ctx.shape)
         return grad_x, None, None, grad_inner, grad_core, grad_outer, None
