@@ -9,6 +9,8 @@ from torch import Tensor
 
 from luthier.model.head.tiles import Tile, Tiles
 
+COPIED = 64  # rows whose logits are copied at a time to look for ties, however many labels lead
+
 
 class Online:
     """Statistics of [C] rows. `total` is the log of the sum of exponentials so far, `label` the label's logit."""
@@ -43,10 +45,10 @@ class Online:
         assert self.best is not None
         rows, places = tile.at
         leading = self.label[rows] >= torch.maximum(self.best[rows], peak[rows])
-        rows, places = rows[leading], places[leading]
-        later = torch.arange(tile.logits.shape[1], device=peak.device) >= places[:, None]
-        within = tile.logits[rows].masked_fill_(later, -math.inf).amax(1)
-        self.rival[rows] = torch.maximum(self.best[rows], within)
+        columns = torch.arange(tile.logits.shape[1], device=peak.device)
+        for some, at in zip(rows[leading].split(COPIED), places[leading].split(COPIED), strict=True):
+            within = tile.logits[some].masked_fill_(columns >= at[:, None], -math.inf).amax(1)
+            self.rival[some] = torch.maximum(self.best[some], within)
         self.best = torch.maximum(self.best, peak)
 
     @property
