@@ -38,7 +38,7 @@ def takes_rows(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> b
 
 
 def takes_swiglu(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> bool:
-    """Return True for SwiGLU on a GPU, or on a processor in bfloat16: in float32 the engine's compiled form is faster."""
+    """Return True for SwiGLU on a GPU, or on a processor in bfloat16; in float32 the engine compiles a faster form."""
     if device.type == "cpu":
         return dtype is torch.bfloat16 and math.prod(shape) >= SMALLEST and has_native("elementwise")
     return math.prod(shape) >= SMALLEST and _takes_triton(device, dtype)

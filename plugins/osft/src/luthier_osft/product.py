@@ -18,8 +18,8 @@ def changed_product(
 
     W and the bias are frozen, and without C, U V^T is the change. U C V^T is never formed, and its product is added
     into that of W, as its gradient is into that of W. W and factors are cast to the dtype of x; W is kept so for
-    backward, as autocast keeps it, and gradients have the dtype of what they belong to. x is kept, or computed again if it has a source, only if V trains,
-    and x V is kept only if C or U trains.
+    backward, as autocast keeps it, and gradients have the dtype of what they belong to. x is kept, or computed again if
+    it has a source, only if V trains, and x V is kept only if C or U trains.
     """
     return _Changed.apply(x, weight, bias, inner, core, outer, find_source(x))
 
