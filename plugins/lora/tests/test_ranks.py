@@ -1,13 +1,14 @@
 """Ranks chosen from the weights, and scales that are learnt."""
 
 import attrs
+import luthier
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from luthier.model.attention import install_attention
 from luthier.testing.contexts import context as engine_context
-from luthier.testing.worlds import tiny_model
+from luthier.testing.worlds import save_tiny_model, tiny_model
 from luthier_lora import Dora, Lora, gradients, options_of
 from luthier_lora.adapter import LoraAdapter
 from luthier_lora.merging import wrappers
@@ -71,6 +72,18 @@ def test_a_budget_bounds_the_parameters(attached, refused, context):
     assert 4500 < size <= 5000
     error = refused(LoraAdapter(Lora(rank_budget=100)).attach, tiny_model(), context())
     assert (error.code, error.where) == ("recipe-out-of-range", "rank_budget")
+
+
+@pytest.mark.parametrize(("options", "most"), [({"rank_budget": 2000}, 2000), ({"rank_energy": 0.5}, 2 * 2 * 8 * 64)])
+def test_a_plan_takes_the_largest_ranks_that_may_be_chosen_and_says_so(tmp_path, options, most):
+    adapter = {"name": "lora", "r": 8, "target_modules": ["q_proj", "o_proj"], **options}
+    rows = [{"prompt": "one", "completion": "two"}] * 4
+    base = save_tiny_model(tmp_path / "base")
+    plan = luthier.plan(model=str(base), data=rows, adapter=adapter, output_dir=tmp_path / "run")
+    assert most * 0.9 < plan.parameters["all"]["trainable"] <= most
+    assert any(note.startswith("lora.ranks ") for note in plan.notes)
+    run = luthier.train(model=str(base), data=rows, adapter=adapter, output_dir=tmp_path / "run", max_steps=1)
+    assert sum(p.numel() for p in load_file(run.artifact / "adapter_model.safetensors").values()) <= most
 
 
 def summed_gradients(model, batches, names):

@@ -211,6 +211,12 @@ def test_options_that_do_not_fit_the_layer_are_refused_in_pefts_words():
     assert caught.value.code == "recipe-out-of-range"
 
 
+def test_hra_is_refused_where_pefts_start_would_be_no_number():
+    with expect_error("recipe-conflict", "adapter peft.hra.apply_GS", "init_weights"):
+        World(fitting("hra", apply_GS=True))
+    assert World(fitting("hra", apply_GS=True, init_weights=False)).outputs().isfinite().all()
+
+
 def test_a_second_adapter_is_refused():
     world = World(fitting("lora"))
     with expect_error("part-unsupported", "adapter peft.loha") as caught:

@@ -24,7 +24,7 @@ VARIANTS = [
     ("glora", {"config_A_B": "constant", "config_C": "vector", "config_D_E": "vector"}),
     ("gralora", {"hybrid_r": 4}),
     ("hira", {"rank_pattern": {"q_proj": 3}}),
-    ("hra", {"apply_GS": True}),
+    ("hra", {"apply_GS": True, "init_weights": False}),
     ("ia3", {"feedforward_modules": []}),
     ("lily", {"stride_A": 2, "num_B": 3}),
     ("ln_tuning", {"modules_to_save": "lm_head"}),

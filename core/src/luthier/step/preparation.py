@@ -41,6 +41,7 @@ def decide_with(decisions: Decisions, purpose: Purpose, prefix: str = PREFIX) ->
 
     def decide(name: str, function: Callable[[], Value], bound: Value | None = None) -> Value | None:
         if purpose == "plan":
+            decisions.bounded.extend([] if bound is None else [name])
             return bound
         return decisions.take(f"{prefix}{name}", lambda: (function(), "decided by a part"))
 

@@ -46,6 +46,8 @@ def choose_ranks(model: Any, options: Lora | Dora, targets: Targets, context: Co
         return wanted if budget is None else fit_budget(wanted, gains, costs, budget)
 
     bound = {name: min(options.r, *sizes_of(layer)) for name, layer in layers.items()}
+    if budget is not None:
+        bound = fit_budget(bound, {name: [1.0] * rank for name, rank in bound.items()}, costs, budget)
     ranks = context.decide("lora.ranks", decide, bound)
     return attrs.evolve(options, rank_pattern={**options.rank_pattern, **ranks})
 

@@ -15,7 +15,7 @@ from luthier_peft.adalora import Budget
 from luthier_peft.injection import WRAPPERS, inject, tensors_of
 from luthier_peft.methods import METHODS, UNTRIED
 from luthier_peft.options import PREFIX, to_config
-from luthier_peft.targets import check_rank, name_head, refuse_head_alone
+from luthier_peft.targets import check_rank, check_start, name_head, refuse_head_alone
 
 
 class PeftAdapter:
@@ -66,6 +66,7 @@ class PeftAdapter:
 
     def _check_chosen(self, head: str | None) -> None:
         """Raise if the layers that PEFT has adapted are the head alone, or too small for the rank."""
+        check_start(self.options, self.where)
         names = self._handle.base_model.targeted_module_names
         if not self.method.trains_modules:
             refuse_head_alone(head, names, self.where)

@@ -61,6 +61,19 @@ def check_rank(model: nn.Module, targets: Iterable[str], rank: float | None, whe
         raise LuthierError("recipe-out-of-range", problem, where=where, found=rank, remedy=remedy)
 
 
+def check_start(options: Any, where: str) -> None:
+    """Raise `recipe-conflict` for an HRA that would begin with 0 / 0.
+
+    PEFT draws its vectors in equal pairs, and `apply_GS` divides what is left of the second by its norm.
+    """
+    if options.method == "hra" and options.apply_GS and options.init_weights and options.r % 2 == 0:
+        problem, remedy = (
+            "the vectors of its start are equal in pairs, which cannot be made orthogonal",
+            "Set init_weights: false.",
+        )
+        raise LuthierError("recipe-conflict", problem, where=f"{where}.apply_GS", remedy=remedy)
+
+
 def name_head(model: Any) -> str | None:
     """Return the name of the head in the model, or None if it has none."""
     head = model.get_output_embeddings()

@@ -41,6 +41,7 @@ class Decisions:
     ) -> None:
         self._held, self._agree, self._is_logged = dict(decisions or {}), agree, is_logged
         self._taken: dict[str, Decision] = {}
+        self.bounded: list[str] = []  # names of what a plan cannot decide, and takes as the most that it can be
 
     def take(
         self,

@@ -43,6 +43,7 @@ from luthier.training.rows import prepared_data
 
 STEPS: Final = 1000  # steps that are searched for the fullest micro-batch
 FILLING: Final = "the most memory is taken before the first step, by the passes over the rows that fill a cache"
+BOUNDED: Final = "is decided from numbers that a plan does not read: what it decides is taken as large as it can be"
 
 
 @attrs.frozen(kw_only=True)
@@ -91,6 +92,7 @@ def plan(recipe: Recipe, objects: Objects) -> Plan:
             case.numbers[OPTION] = _chosen(case, decisions, notes)
         setup, footprint = _tried(case, decisions, notes, company)
         notes.extend(setup.companions.notes())
+        notes.extend(f"{name} {BOUNDED}" for name in setup.decisions.bounded)
         _check_fit(prepared, tokenizer, setup)
         settle_process(setup, began)
         compiling.settle_compile(setup)
