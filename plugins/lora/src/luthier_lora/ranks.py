@@ -45,11 +45,16 @@ def choose_ranks(model: Any, options: Lora | Dora, targets: Targets, context: Co
         wanted = {name: min(options.r, count_energy(values, options.rank_energy)) for name, values in energies.items()}
         return wanted if budget is None else fit_budget(wanted, gains, costs, budget)
 
-    bound = {name: min(options.r, *sizes_of(layer)) for name, layer in layers.items()}
-    if budget is not None:
-        bound = fit_budget(bound, {name: [1.0] * rank for name, rank in bound.items()}, costs, budget)
-    ranks = context.decide("lora.ranks", decide, bound)
+    ranks = context.decide("lora.ranks", decide, _bound_ranks(layers, options, costs))
     return attrs.evolve(options, rank_pattern={**options.rank_pattern, **ranks})
+
+
+def _bound_ranks(layers: Mapping[str, nn.Module], options: Lora | Dora, costs: Mapping[str, int]) -> dict[str, int]:
+    """Return ranks whose sum is the largest that may be chosen."""
+    ranks = {name: min(options.r, *sizes_of(layer)) for name, layer in layers.items()}
+    if options.rank_budget is None:
+        return ranks
+    return fit_budget(ranks, {name: [1.0] * rank for name, rank in ranks.items()}, costs, options.rank_budget)
 
 
 def fit_budget(

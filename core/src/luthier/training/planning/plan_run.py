@@ -91,8 +91,7 @@ def plan(recipe: Recipe, objects: Objects) -> Plan:
         if case.tokens is None:
             case.numbers[OPTION] = _chosen(case, decisions, notes)
         setup, footprint = _tried(case, decisions, notes, company)
-        notes.extend(setup.companions.notes())
-        notes.extend(f"{name} {BOUNDED}" for name in setup.decisions.bounded)
+        notes.extend([*setup.companions.notes(), *(f"{name} {BOUNDED}" for name in setup.decisions.bounded)])
         _check_fit(prepared, tokenizer, setup)
         settle_process(setup, began)
         compiling.settle_compile(setup)
