@@ -6,9 +6,10 @@ import shutil
 import luthier
 import pytest
 import torch
+from luthier.testing import expect_error
 from luthier_osft import Osft
 from luthier_osft.__main__ import main
-from luthier_osft.audit import LATER, PERHAPS_LATER, audit_weight
+from luthier_osft.audit import LATER, PERHAPS_LATER, audit_model, audit_weight
 from safetensors.torch import load_file, save_file
 
 
@@ -98,3 +99,9 @@ def test_the_embedded_model_is_a_base_by_its_name(run, capsys):
     assert main(["audit", "demo", str(run.output_path)]) == 2  # another model's: its layers have other shapes
     told = capsys.readouterr().err
     assert "no model.safetensors" not in told and "artifact-mismatch" in told
+
+
+@pytest.mark.parametrize("ratio", [None, 0.5])
+def test_a_folder_that_does_not_exist_is_said_to_be_missing(model_folder, tmp_path, ratio):
+    with expect_error("artifact-not-found", str(tmp_path / "none")):
+        audit_model(model_folder, tmp_path / "none", ratio)

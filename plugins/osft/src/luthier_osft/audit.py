@@ -151,6 +151,8 @@ def _merged_folder(run: Path) -> Path:
 
 def _trained_folder(model: Path, ratio: float | None) -> tuple[Path, dict[str, int] | None]:
     """Return the folder of the weights, and the preserved directions of each tensor, if an adapter says so."""
+    if not model.is_dir():
+        raise LuthierError("artifact-not-found", "there is no such folder", where=str(model), remedy="Check the path.")
     if (model / "adapter" / CONFIG).is_file() and ratio is None:
         layers = read_config(model / "adapter")["layers"]
         return _merged_folder(model), {f"{name}.weight": layer["preserved"] for name, layer in layers.items()}
