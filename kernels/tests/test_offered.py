@@ -64,7 +64,7 @@ def test_a_run_computes_by_them_unnamed_and_learns_the_same(train):
 @pytest.mark.skipif(not is_fast(), reason="attention in C needs AVX512-BF16")
 def test_attention_is_computed_where_nothing_but_documents_is_asked():
     query, key = torch.randn(1, 4, 128, 64).bfloat16(), torch.randn(1, 2, 128, 64).bfloat16()
-    starts, chain = torch.tensor([0, 50, 128]), torch.tensor([-1, 0])
+    starts, chain = torch.tensor([0, 50, 128]), torch.tensor([-1, 0])  # the second document continues the first
     assert offered.takes_attention(query.device, query.dtype, query.shape)
     assert not offered.takes_attention(query.device, torch.float32, query.shape)
     assert not offered.takes_attention(query.device, query.dtype, torch.Size([1, 4, 128, 72]))
@@ -72,7 +72,11 @@ def test_attention_is_computed_where_nothing_but_documents_is_asked():
     wide = (tensor.double() for tensor in (query, key, key))
     theirs = REFERENCES["document_attention"](*wide, starts, None, 0.125)
     assert float((ours - theirs).abs().max()) < 0.02
-    for rest in ((chain, 0.125, None, None), (None, 0.125, 9, None), (None, 0.125, None, 2.0)):
+    chained = offered._attend(query, key, key, starts, chain, 0.125, None, None)
+    wide = (tensor.double() for tensor in (query, key, key))
+    theirs = REFERENCES["document_attention"](*wide, starts, chain, 0.125)
+    assert float((chained - theirs).abs().max()) < 0.02
+    for rest in ((None, 0.125, 9, None), (chain, 0.125, 9, None), (None, 0.125, None, 2.0)):
         assert offered._attend(query, key, key, starts, *rest) is NotImplemented
     longer = torch.cat([key, key], 2)
     assert offered._attend(query, longer, longer, starts, None, 0.125, None, None) is NotImplemented

@@ -2,7 +2,7 @@
 
 Other calls get NotImplemented, and the engine computes them: inputs of a dtype that the result does not have, a head
 that trains, for which the engine has a form with one matrix product less, or attention with a window, a soft cap, a
-prefix or documents that continue others.
+prefix or many short documents that continue a long one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from luthier_kernels.attention import attend_documents, is_fast
+from luthier_kernels.attention.chains import attend_chains
 from luthier_kernels.attention.documents import GRAIN
 from luthier_kernels.attention.documents import WIDEST as WIDEST_HEAD
 from luthier_kernels.elementwise import add_and_normalize, gate_states, normalize_rms, rotate_heads
@@ -155,9 +156,12 @@ def _score(states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, document_starts: Tensor, *rest: Any) -> Any:
     continues, scale, window, cap = rest
-    plain = (continues is None or bool((continues < 0).all())) and window is None and cap is None
+    plain = window is None and cap is None
     alike = key.dtype is query.dtype and value.dtype is query.dtype and value.shape == key.shape
     if not plain or not alike or key.shape[2] != query.shape[2]:
         return NotImplemented
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return attend_documents(queries, keys, values, document_starts, scale)[None]
+    if continues is None or bool((continues < 0).all()):
+        return attend_documents(queries, keys, values, document_starts, scale)[None]
+    result = attend_chains(queries, keys, values, document_starts.tolist(), continues.tolist(), scale)
+    return NotImplemented if result is None else result[None]
