@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from tests.speed.pairs import compare_pairs, pair_options, peer_settings
+from tests.speed.pairs import compare_pairs, pair_options
 from tests.speed.table import Row
 
 
@@ -14,4 +14,4 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[Row]:
-    yield from compare_pairs("orpo", arguments, peer_settings(arguments.device, padding_free=False))
+    yield from compare_pairs("orpo", arguments)

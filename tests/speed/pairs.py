@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from tests.speed.sides import Side, median
+from tests.speed.sides import Side
 from tests.speed.table import Row
 from tests.speed.work import PAIRS, SIZES, has_bf16
 from tests.speed.worker import Gate
@@ -26,12 +27,13 @@ def pair_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", choices=PAIRS, default="pandalm", help="whose rows, in the folder LUTHIER_DATA")
     parser.add_argument("--batch", type=int, default=8, help="pairs of one step")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--max-tokens", type=int, default=4096, help="our tokens of one micro-batch")
+    parser.add_argument("--max-tokens", type=int, default=8192, help="our tokens of one micro-batch")
     parser.add_argument("--setting", type=int, help="the peer's setting of this number, not the best that is searched")
 
 
-def compare_pairs(kind: str, arguments: argparse.Namespace, settings: list[dict[str, Any]]) -> Iterator[Row]:
-    """Compare pairs a second and memory with the fastest of the peer's settings, and the losses of the last step."""
+def compare_pairs(kind: str, arguments: argparse.Namespace) -> Iterator[Row]:
+    """Compare pairs a second and memory with the fastest of the peer's settings, and the losses of all measured steps."""
+    settings = _peer_settings(arguments)
     for vocabulary in arguments.vocabulary:
         work = {name: getattr(arguments, name) for name in ("size", "batch", "device", "max_tokens", "pairs")}
         work |= {"vocabulary": vocabulary, "kind": kind, "steps": WARM + (arguments.rounds or ROUNDS)}
@@ -52,6 +54,16 @@ def compare_pairs(kind: str, arguments: argparse.Namespace, settings: list[dict[
         )
 
 
+def _peer_settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the settings of the peer that are tried: a step at once, or in smaller micro-batches, which pad less.
+
+    Padding-free batches are not among them: TRL 1.16 warns that it has none for pairs, and pads.
+    """
+    most = min(arguments.batch, PAIRS[arguments.pairs].most_at_once or arguments.batch)
+    sizes = [size for size in range(most, 0, -1) if arguments.batch % size == 0]
+    return [{"bf16": has_bf16(arguments.device), "micro_batch": size} for size in sizes]
+
+
 def _fastest(work: dict[str, Any], settings: list[dict[str, Any]], arguments: argparse.Namespace) -> int:
     """Return the number of the peer's setting with the most pairs a second."""
     short = {**work, "steps": WARM + 2}
@@ -67,12 +79,15 @@ def _measured(name: str, work: dict[str, Any], arguments: argparse.Namespace) ->
 
 
 def _numbers(side: Side, batch: int, clock: str) -> dict[str, float]:
+    """Return what the measured steps say together: one step may hold many more tokens than another."""
     closing, measured = side.end(), side.turns[WARM:]
-    rate = median([batch / turn[clock] for turn in measured])
-    return {"rate": rate, "loss": side.turns[-1]["loss"], "memory": closing["first_peak"] / 2**20}
+    rate = batch * len(measured) / sum(turn[clock] for turn in measured)
+    loss = sum(turn["loss"] for turn in measured) / len(measured)
+    return {"rate": rate, "loss": loss, "memory": closing["first_peak"] / 2**20}
 
 
 def _material(work: dict[str, Any]) -> tuple[Any, Any, list[dict[str, str]]]:
+    """Return the model, its tokenizer, and the pairs in the order in which both sides train on them."""
     from tests.speed.work import llama, pair_rows, tokenizer
 
     model = llama(work["vocabulary"], device=work["device"], **SIZES[work["size"]])
@@ -80,7 +95,10 @@ def _material(work: dict[str, Any]) -> tuple[Any, Any, list[dict[str, str]]]:
     tokens.chat_template = (
         None  # with one, texts that answer a prompt are a chat of ours, and as they stand for the peer
     )
-    return model, tokens, list(pair_rows((work["steps"] + 1) * work["batch"], work["pairs"]))
+    count = work["steps"] * work["batch"] + 1  # the last step is never measured: with it both sides wait for the end
+    rows = pair_rows(count, work["pairs"])
+    whole = rows[: len(rows) - len(rows) % work["batch"]]  # no step holds a pair twice, nor fewer than `batch`
+    return model, tokens, list(itertools.islice(itertools.cycle(whole), count))
 
 
 def ours(gate: Gate, work: dict[str, Any]) -> None:
@@ -88,10 +106,13 @@ def ours(gate: Gate, work: dict[str, Any]) -> None:
     import luthier
     import luthier.training.train_run
     import luthier_lora.adapter  # noqa: F401 - libraries are loaded before memory counts
+    from luthier.data.batches.row_order import order_rows
 
     from tests.speed.work import finished, same_updates
 
-    model, tokens, rows = _material(work)
+    model, tokens, ordered = _material(work)
+    places = order_rows(len(ordered), 0, 0).tolist()
+    rows = [row for _, row in sorted(zip(places, ordered, strict=True), key=lambda pair: pair[0])]
     losses: list[float] = []
 
     class Turns:
@@ -120,6 +141,7 @@ def ours(gate: Gate, work: dict[str, Any]) -> None:
             lr_scheduler_type="constant",
             global_batch_size=work["batch"],
             max_tokens_per_device=work["max_tokens"],
+            max_length=4096,
             callbacks=[Turns()],
             device=work["device"],
             output_dir=f"{folder}/run",
@@ -128,16 +150,14 @@ def ours(gate: Gate, work: dict[str, Any]) -> None:
 
 
 def trl(gate: Gate, work: dict[str, Any]) -> None:
-    """The peer: its trainer on the same rows in our order, with one of its settings."""
+    """The peer: its trainer on the same rows in the same order, with one of its settings."""
     import torch
-    from luthier.data.batches.row_order import order_rows
     from peft import LoraConfig
     from transformers import TrainerCallback
 
     from tests.speed.work import finished, same_updates
 
     model, tokens, rows = _material(work)
-    ordered = [rows[i] for i in order_rows(len(rows), 0, 0)]
     said: dict[str, float] = {}
 
     class Turns(TrainerCallback):
@@ -157,7 +177,7 @@ def trl(gate: Gate, work: dict[str, Any]) -> None:
     lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
     gate.baseline()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(work, model, tokens, ordered, folder, lora)
+        trainer = _trainer(work, model, tokens, rows, folder, lora)
         trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
         trainer.add_callback(Turns())
         same_updates(trainer.model)
@@ -169,7 +189,8 @@ def _trainer(work: dict[str, Any], model: Any, tokens: Any, rows: list[dict[str,
     from datasets import Dataset
 
     settings = {
-        **{"output_dir": folder, "bf16": work["bf16"], "per_device_train_batch_size": work["batch"], "beta": BETA},
+        **{"output_dir": folder, "bf16": work["bf16"], "per_device_train_batch_size": work["micro_batch"]},
+        **{"gradient_accumulation_steps": work["batch"] // work["micro_batch"], "beta": BETA},
         **{"use_cpu": work["device"] == "cpu", "report_to": "none", "gradient_checkpointing": False},
         **{"learning_rate": RATE, "lr_scheduler_type": "constant", "weight_decay": 0.0, "max_length": None},
         **{"optim": "adamw_torch_fused", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1},
@@ -178,14 +199,7 @@ def _trainer(work: dict[str, Any], model: Any, tokens: Any, rows: list[dict[str,
     if work["kind"] == "dpo":
         from trl import DPOConfig, DPOTrainer
 
-        more = {"precompute_ref_log_probs": True, "padding_free": work["padding_free"]}
-        return DPOTrainer(model=model, args=DPOConfig(**settings, **more), **about)
+        return DPOTrainer(model=model, args=DPOConfig(**settings, precompute_ref_log_probs=True), **about)
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     return ORPOTrainer(model=model, args=ORPOConfig(**{**settings, "max_length": 4096}), **about)
-
-
-def peer_settings(device: str, *, padding_free: bool) -> list[dict[str, Any]]:
-    """Return the settings of the peer that are tried: bf16 where the device has it, padded and padding-free batches."""
-    low = has_bf16(device)
-    return [{"bf16": low, "padding_free": free} for free in ((False, True) if padding_free else (False,))]

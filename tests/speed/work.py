@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -79,11 +79,12 @@ def _synthetic(count: int) -> tuple[dict[str, list[int]], ...]:
 
 def pair_rows(count: int, source: str = "pandalm") -> tuple[dict[str, str], ...]:
     """{prompt, chosen, rejected} of a source in PAIRS; without its file random words in lengths like PandaLM's."""
-    name, read = PAIRS[source]
-    file = Path(os.environ.get("LUTHIER_DATA", "")) / name
+    file = Path(os.environ.get("LUTHIER_DATA", "")) / PAIRS[source].file
     if not (os.environ.get("LUTHIER_DATA") and file.is_file()):
         return _synthetic_pairs(count)
-    made = [{**row, "prompt": row["prompt"] + "\n"} for row in read(file) if row["chosen"] != row["rejected"]]
+    made = [
+        {**row, "prompt": row["prompt"] + "\n"} for row in PAIRS[source].read(file) if row["chosen"] != row["rejected"]
+    ]
     return tuple(row for row in made if all(row.values()))[:count]
 
 
@@ -95,19 +96,27 @@ def _judged_alike(file: Path) -> Iterator[dict[str, str]]:
 
 
 def _long_thoughts(file: Path) -> Iterator[dict[str, str]]:
-    """Yield the pairs of conversations, answers with long thoughts, that fit into 2,048 tokens."""
+    """Yield the pairs of conversations, answers with long thoughts, that the model has positions for."""
     tokens = tokenizer()
     for line in gzip.decompress(file.read_bytes()).decode("utf-8").splitlines():
         row = json.loads(line)
         prompt, chosen = (message["content"].strip() for message in row["chosen"]["messages"])
         rejected = row["rejected"]["messages"][-1]["content"].strip()
-        if max(len(tokens(f"{prompt}\n{answer}")["input_ids"]) for answer in (chosen, rejected)) < 2048:
+        if max(len(tokens(f"{prompt}\n{answer}")["input_ids"]) for answer in (chosen, rejected)) < 4096:
             yield {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-PAIRS: Final[Mapping[str, tuple[str, Callable[[Path], Iterator[dict[str, str]]]]]] = {
-    "pandalm": ("pandalm/derived_pairs.jsonl", _judged_alike),
-    "fireworks_orpo_ifeval": ("fireworks_orpo_ifeval/orpo_ifeval.jsonl.gz", _long_thoughts),
+class Pairs(NamedTuple):
+    """A file of preference pairs in the folder of data, and how it is read."""
+
+    file: str
+    read: Callable[[Path], Iterator[dict[str, str]]]
+    most_at_once: int | None = None  # pairs in a micro-batch of a peer that pads, so that it stays below 10 GB
+
+
+PAIRS: Final[Mapping[str, Pairs]] = {
+    "pandalm": Pairs("pandalm/derived_pairs.jsonl", _judged_alike),
+    "fireworks_orpo_ifeval": Pairs("fireworks_orpo_ifeval/orpo_ifeval.jsonl.gz", _long_thoughts, most_at_once=2),
 }
 
 
