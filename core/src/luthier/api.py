@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.recipe import Recipe
-from luthier.recipe.gather_arguments import gather_arguments
+from luthier.recipe.gather_arguments import gather_arguments, read_arguments
+from luthier.recipe.objects import Objects
 
 if TYPE_CHECKING:
     from luthier.artifacts.export import Export
     from luthier.data.inspect_examples import Inspection
-    from luthier.recipe.objects import Objects
+    from luthier.recipe import Reading
     from luthier.training.continual.forgetting_report import TaskReport
     from luthier.training.continual.sequence_plan import SequencePlan
     from luthier.training.planning.overfit_batch import Overfit
@@ -153,18 +154,25 @@ def inspect(
 ) -> Inspection:
     """Examples as the loss would see them, what was dropped and why, and how long the rows are.
 
-    Neither torch nor transformers is imported where the tokenizer's files say all that it does.
+    A recipe that names no loss may have rows of any kind. Neither torch nor transformers is imported where the
+    tokenizer's files say all that it does.
     """
-    from luthier.data.formats.wanted import TOKENS, Wanted
+    reading, objects = read_arguments(recipe, model, tokenizer, data, eval_data, settings)
+    return inspect_reading(reading, objects, rows=rows)
+
+
+def inspect_reading(reading: Reading[Recipe], objects: Objects | None = None, *, rows: int) -> Inspection:
+    """Return what `inspect` does, of a recipe that was read."""
+    from luthier.data.formats.wanted import Wanted
     from luthier.data.inspect_examples import inspect as look
     from luthier.data.prepare import prepare_data
     from luthier.data.stream.row_stream import sampled_rows
     from luthier.recipe import resolve_parts
 
-    recipe, objects = gather_arguments(recipe, model, tokenizer, data, eval_data, settings)
+    recipe, objects = reading.recipe, objects or Objects()
     tokenizer = objects.tokenizer or _light_tokenizer(recipe.model, recipe.data.chat_template_kwargs or {})
-    wanted = Wanted.of_part(resolve_parts(recipe).loss)
-    wanted = Wanted(kind="any") if wanted == TOKENS else wanted  # the recipe may name no loss
+    names_loss = any(name.partition(".")[0] == "loss" for name in reading.given)
+    wanted = Wanted.of_part(resolve_parts(recipe).loss) if names_loss else Wanted(kind="any")
     prepared = prepare_data(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, given=objects.data,
                             given_validation=objects.eval_data)  # fmt: skip
     if wanted.kind == "any" and len(sampled_rows(prepared.train).names) > 1:

@@ -46,9 +46,7 @@ CODES: Final[dict[str, Code]] = {
     # data
     "data-not-found": Code("A data file or hub dataset does not exist.", "Check the path or name."),
     "data-unreadable": Code("A file cannot be read as its format.", "Check that it is whole, text, and named rightly."),
-    "data-row": Code(
-        "One row is broken.", "Correct or remove the row at the file and line named, or set data.bad_rows: drop."
-    ),
+    "data-row": Code("One row is broken.", "Correct or remove the row at the file and line named."),
     "data-format": Code("The rows fit no known format, or several.", "Set data.format, or map columns."),
     "data-column": Code("A mapped column is not in the data.", "Use one of the columns that are listed."),
     "data-empty": Code("No rows are left to train on.", "Check the file, the filters and the drop counts."),

@@ -1,8 +1,12 @@
 """`luthier inspect`: examples with their supervised tokens, drops, lengths."""
 
+import functools
 import json
 
+import pytest
+from luthier import Recipe
 from luthier.cli.inspect import draw_inspection
+from luthier.testing import expect_error
 from rich.console import Console
 
 
@@ -24,7 +28,6 @@ def test_without_colour_the_supervised_tokens_stand_between_marks(luthier, tiny)
 
 def test_with_colour_the_supervised_tokens_are_green(tiny, monkeypatch):
     from luthier import api
-    from luthier.recipe import Recipe
 
     monkeypatch.delenv("NO_COLOR", raising=False)
     found = api.inspect(Recipe.load(tiny / "r.yaml"), rows=1)
@@ -79,3 +82,21 @@ def test_pairs_are_shown_with_a_warning_where_the_loss_takes_none(luthier, tiny,
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 4)
     shown = luthier("inspect", tiny / "r.yaml", "--data", tmp_path / "pairs.jsonl", "--data.validation", "0.5")
     assert "[warning" in shown.stderr and "--loss dpo" in shown.stderr
+
+
+@pytest.mark.parametrize("loss", ["sft", "{name: sft, label_smoothing: 0.1}"])
+def test_a_loss_that_is_named_is_inspected_with_its_own_rows_only(loss, luthier, tiny, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 4)
+    refused = luthier("inspect", tiny / "r.yaml", "--data", tmp_path / "pairs.jsonl", "--loss", loss, "--json")
+    assert refused.document["error"]["code"] == "data-format"
+
+
+def test_a_recipe_in_python_that_leaves_the_loss_out_may_have_any_rows(tiny):
+    from luthier import api
+
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 4
+    recipe = Recipe.load(tiny / "r.yaml")
+    assert len(api.inspect(recipe, data=rows).examples[0].documents) == 2
+    for named in (api.inspect, functools.partial(api.inspect, recipe)):
+        with expect_error("data-format", "data"):
+            named(model=str(tiny / "llama"), data=rows, loss="sft")

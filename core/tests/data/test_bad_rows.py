@@ -71,6 +71,13 @@ def counted(error):
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("streaming", [False, True])
+def test_nobody_is_told_to_drop_rows_where_none_would_be_left(name, streaming, tmp_path, chat):
+    error = refused(written(tmp_path, [BAD[name][0]] * 3), chat("chatml"), streaming=streaming)
+    assert ": drop" not in error.remedy
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("streaming", [False, True])
 def test_every_kind_is_told_with_its_lines_or_dropped_and_counted(name, streaming, tmp_path, chat):
     line, kind = BAD[name]
     path = written(tmp_path, [GOOD, line, GOOD, line, GOOD])

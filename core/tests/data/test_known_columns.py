@@ -275,3 +275,11 @@ def test_a_misspelt_column_that_is_ignored_is_told_with_the_nearest(chat, stream
     assert not any(
         "no row has" in w for w in run(rows, chat("qwen"), source={"columns": {"origin": "ignore"}}).report.warnings
     )
+
+
+def test_answers_with_a_label_name_a_loss_that_takes_verdicts_whatever_loss_they_were_given(chat):
+    rows = [{**ROWS["unpaired"], "label": good} for good in (True, False)]
+    for name, code in (("preference", "data-format"), ("", "data-avoided")):
+        with pytest.raises(LuthierError) as caught:
+            run(rows, chat("chatml"), name)
+        assert caught.value.code == code and "kto" in caught.value.remedy

@@ -85,6 +85,7 @@ def test_what_is_meant_is_taken(value, hint, expected):
         ("blue", Colour, "x: expected 'red' | 1 (found 'blue')"),
         (True, Colour, "x: expected 'red' | 1 (found True)"),
         ("abc", list[str], "x: expected a list (found 'abc')"),
+        ("a", Literal["b", "c"] | list[Literal["a"]], "x: expected 'b' | 'c' | list['a'] (found 'a')"),
         ("abc", frozenset[str], "x: expected a list (found 'abc')"),
         ({"a": 1}, list[str], "x: expected a list"),
         ([1, "2"], list[int], "x.1: expected int (found '2')"),

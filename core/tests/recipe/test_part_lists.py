@@ -2,7 +2,7 @@
 
 import attrs
 import pytest
-from luthier import Recipe
+from luthier import LuthierError, Recipe
 from luthier.recipe import load_recipe
 from luthier.recipe.parts import named_parts, resolve_parts
 from luthier.testing import expect_error
@@ -87,3 +87,26 @@ def test_a_penalty_may_stand_twice_only_with_other_options():
         resolve_parts(made(penalties=["l2", {"name": "l2"}]))
     both = resolve_parts(made(penalties=["kl", {"name": "kl", "divergence": "forward_kl"}])).penalties
     assert list(named_parts(both)) == ["kl", "kl-2"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "place"),
+    [
+        ("penalties:\n  - l2\n  - {name: kl, wieght: 3}\n", "recipe-unknown-option", ":5: penalties.1.wieght"),
+        ("metrics:\n  - bleu\n  - name: pass_at_k\n    k: 0\n", "recipe-out-of-range", ":6: metrics.1.k"),
+        ("penalties:\n  - kl\n  - nonesuch\n", "part-unknown", ":5: penalties.1"),
+        ("penalties:\n  - kl\n  - kl\n", "recipe-conflict", ":5: penalties.1"),
+    ],
+)
+def test_an_error_in_a_list_of_parts_names_the_line_of_its_file(lines, code, place, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"model: demo\ndata: rows.jsonl\n{lines}")
+    with pytest.raises(LuthierError) as caught:
+        Recipe.load(file)
+    assert (caught.value.code, caught.value.where.rpartition("recipe.yaml")[2]) == (code, place)
+
+
+def test_a_name_alone_where_parts_are_listed_gets_the_list_that_was_meant():
+    with pytest.raises(LuthierError) as caught:
+        made(penalties="kl")
+    assert (caught.value.where, "[kl]" in caught.value.remedy) == ("penalties", True)

@@ -9,7 +9,7 @@ import typer
 
 from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_api
-from luthier.cli.screen.recipe_arguments import Help, Sets, read_recipe, show_help
+from luthier.cli.screen.recipe_arguments import Help, Sets, read_reading, show_help
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,8 +42,7 @@ def inspect(
     """Show examples as the loss sees them, drops and lengths."""
     if help_:
         show_help(context, USAGE)
-    recipe = read_recipe(context, sets)
-    inspection = start_api(log_level, log_format, log_file).inspect(recipe, rows=rows)
+    inspection = start_api(log_level, log_format, log_file).inspect_reading(read_reading(context, sets), rows=rows)
     return Answer(document=inspection.to_dict(), view=lambda screen: draw_inspection(screen, inspection))
 
 

@@ -209,7 +209,7 @@ def form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) -> 
         raise faults_error([Fault.of(row.fault) for row in rows if row.fault is not None], len(rows))
     if form == "auto" or wanted.kind == "documents":
         form = recognise_format(rows, source.path, mapped_columns(source), wanted.kind)
-    check_row_kind(form, wanted.kind, source.path)
+    check_row_kind(form, wanted.kind, source.path, rows)
     _check_form(form, data, source, wanted)
     return form
 

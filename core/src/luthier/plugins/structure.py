@@ -241,7 +241,8 @@ def _no_choice(value: object, members: tuple[Any, ...]) -> LuthierError | None:
         near = f"Write several as a list: [{', '.join(several)}]."
     elif value in names:
         near = f"Write it as a list: [{value}]."
-    return LuthierError("recipe-wrong-type", f"expected {' | '.join(map(repr, names))}", found=value,
+    expected = " | ".join(type_name(member) for member in members)
+    return LuthierError("recipe-wrong-type", f"expected {expected}", found=value,
                         remedy=near if not near.startswith("Known") else None)  # fmt: skip
 
 
@@ -249,6 +250,9 @@ def _sequence(made: Converter, value: object, hint: Any) -> object:
     origin = typing.get_origin(hint) or hint
     if isinstance(value, (set, frozenset)) and origin in (set, frozenset):
         value = sorted(value, key=repr)
+    if isinstance(value, str) and value:
+        remedy = f"Write it as a list: [{value}]."
+        raise LuthierError("recipe-wrong-type", "expected a list", found=value, remedy=remedy)
     if not isinstance(value, (list, tuple)):
         raise wrong_value(value, "a list")
     arguments = [a for a in typing.get_args(hint) if a is not Ellipsis]

@@ -23,6 +23,17 @@ def gather_arguments(
     recipe: Any, model: Any, tokenizer: Any, data: Any, eval_data: Any, settings: Mapping[str, Any]
 ) -> tuple[Recipe, Objects]:
     """Return the recipe that these arguments mean, and the objects that it cannot hold."""
+    reading, objects = read_arguments(recipe, model, tokenizer, data, eval_data, settings)
+    return reading.recipe, objects
+
+
+def read_arguments(
+    recipe: Any, model: Any, tokenizer: Any, data: Any, eval_data: Any, settings: Mapping[str, Any]
+) -> tuple[Reading[Recipe], Objects]:
+    """Return what `gather_arguments` does, the recipe together with what was written of it.
+
+    A `Recipe` has every default written, so that its loss counts as written only if it is not the default.
+    """
     if isinstance(model, tuple):
         model, tokenizer = model
     changes = dict(settings)
@@ -45,7 +56,18 @@ def gather_arguments(
         remedy = "Pass tokenizer=, or model=(model, tokenizer)."
         raise LuthierError("recipe-missing", "a loaded model needs its tokenizer", where="model", remedy=remedy)
     objects = Objects(**given_objects)
-    return _recipe(recipe, changes, objects), objects
+    reading = load_recipe({} if recipe is None else recipe, changes)
+    for note in reading.notes:
+        get_logger().info("recipe", note=note)
+    reading = attrs.evolve(reading, recipe=_without_unread(reading, objects))
+    return _without_default(reading) if isinstance(recipe, Recipe) else reading, objects
+
+
+def _without_default(reading: Reading[Recipe]) -> Reading[Recipe]:
+    loss = {name: value for name, value in reading.given.items() if name.partition(".")[0] == "loss"}
+    if loss != {"loss.name": "sft"} or "loss.name" in reading.over:
+        return reading
+    return attrs.evolve(reading, given={name: value for name, value in reading.given.items() if name not in loss})
 
 
 def _tokenizer(given: Any, changes: dict[str, Any]) -> Any:
@@ -64,14 +86,6 @@ def _tokenizer(given: Any, changes: dict[str, Any]) -> Any:
 def _second(where: str, name: str, value: Any) -> LuthierError:
     return LuthierError("recipe-conflict", f"{name} is given too", where=where, found=value,
                         remedy="Keep one of the two.")  # fmt: skip
-
-
-def _recipe(recipe: Any, changes: dict[str, Any], objects: Objects) -> Recipe:
-    """Return the recipe with the changes over it. Objects in it stay objects, and notes go to the log."""
-    reading = load_recipe({} if recipe is None else recipe, changes)
-    for note in reading.notes:
-        get_logger().info("recipe", note=note)
-    return _without_unread(reading, objects)
 
 
 def _without_unread(reading: Reading[Recipe], objects: Objects) -> Recipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -109,11 +109,11 @@ def resolve_parts(recipe: Settings, plugins: Plugins | None = None) -> Resolved:
     watchers = tuple(find_part(c, "callback", f"callbacks.{i}", known) for i, c in enumerate(recipe.callbacks))
     metrics = tuple(find_part(m, "metric", f"metrics.{i}", known) for i, m in enumerate(recipe.metrics))
     penalties = tuple(find_part(p, "penalty", f"penalties.{i}", known) for i, p in enumerate(recipe.penalties))
-    _check_repeated(penalties)
+    check_repeated(penalties)
     return Resolved(**single, callbacks=watchers, metrics=metrics, penalties=penalties, plugins=known)
 
 
-def _check_repeated(penalties: tuple[Part, ...]) -> None:
+def check_repeated(penalties: Sequence[Part]) -> None:
     """Raise `recipe-conflict` for a penalty that is written twice. With other options it is another penalty."""
     for index, part in enumerate(penalties):
         if part.offer and any(part.name == other.name and part.options == other.options for other in penalties[:index]):

@@ -32,7 +32,8 @@ Metrics = Annotated[
 ]
 Against = Annotated[str | None, typer.Option(help="Weights to compare with, on the same rows.")]
 Regression = Annotated[
-    float | None, typer.Option(help="End with status 1 where the gate's number is worse by more than this.")
+    float | None,
+    typer.Option(help="End with status 1 where the gate's number is worse by more than this; below 0: not better."),
 ]
 Gate = Annotated[str, typer.Option(help="The number that --max-regression is about.")]
 Resamples = Annotated[
@@ -102,10 +103,15 @@ def draw(screen: Console, result: Evaluation) -> None:
     draw_section(screen, f"{result.path}{at}, {over}{by}", table)
     if result.gate is not None:
         verdict, style = ("passes", "bold green") if result.gate.passed else ("fails", "bold red")
-        allowed = f"allowed is {result.gate.max_regression:g}"
-        changed = f"{'worse' if result.gate.regression > 0 else 'better'} by {abs(result.gate.regression):.4g}"
-        line = f"{verdict}: {result.gate.metric} is {changed}, {allowed} worse"
-        screen.print(Text(line, style=style))
+        limit = result.gate.max_regression
+        allowed = f"may be worse by {limit:g}" if limit > 0 else f"must be better by {-limit:g}"
+        line = f"{verdict}: {result.gate.metric} is {_change(result.gate.regression)}, and "
+        screen.print(Text(line + (allowed if limit else "may not be worse"), style=style))
+
+
+def _change(regression: float) -> str:
+    word = "worse" if regression > 0 else "better"
+    return f"{word} by {abs(regression):.4g}" if regression else "the same"
 
 
 def _metrics_table(result: Evaluation) -> Table:

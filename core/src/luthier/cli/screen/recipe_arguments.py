@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from luthier.plugins.options import Described
-    from luthier.recipe import Recipe
+    from luthier.recipe import Reading, Recipe
 
 # Click would take the word after an unknown flag for the recipe, so the recipe is found in the remaining words.
 FREE: Final = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -51,6 +51,11 @@ PARTS: Final = {kind: kind for kind in ("adapter", "loss", "optimizer", "quantiz
 
 def read_recipe(context: typer.Context, sets: Sequence[str] | None) -> Recipe:
     """Return the recipe that a command line means, and print its notes on standard error, once."""
+    return read_reading(context, sets).recipe
+
+
+def read_reading(context: typer.Context, sets: Sequence[str] | None) -> Reading[Recipe]:
+    """Return what `read_recipe` does, together with what was written of it."""
     from luthier.recipe import load_recipe, parse_flags, parse_sets
 
     path, flags = split_words(context.args)
@@ -60,7 +65,7 @@ def read_recipe(context: typer.Context, sets: Sequence[str] | None) -> Recipe:
             print_line("info", "recipe", note=note)
         else:
             make_console(stderr=True).print(f"note: {note}", style="yellow", soft_wrap=True)
-    return reading.recipe
+    return reading
 
 
 def own_flags(context: typer.Context) -> list[str]:

@@ -76,16 +76,20 @@ def count_faults(faults: Sequence[Fault]) -> Counter[str]:
 def faults_error(faults: Sequence[Fault], rows: int, ending: str = "") -> LuthierError:
     """Return one error for all bad rows: the first problems with their places, and the number of each kind.
 
-    `ending` is a sentence that says why they are an error now. A single row gets the error that it has by itself.
+    `ending` is a sentence that says why they are an error now. A single row gets the error that it has by itself. To
+    drop the rows is advised only if some row of the `rows` would be left.
     """
     first = faults[0]
+    is_left = not ending and len(faults) < rows
+    alone = ", or data.unsupervised: drop for those alone" if first.kind == "unsupervised" else ""
+    drop = f" Or set data.bad_rows: drop, which drops and counts them{alone}." if is_left else ""
+    remedy = f"{first.remedy}{drop}"
     if len(faults) == 1 and not ending:
         value = None if first.found is None else Found(first.found)
-        return LuthierError(first.code, first.problem, where=first.where, found=value, remedy=first.remedy)
+        return LuthierError(first.code, first.problem, where=first.where, found=value, remedy=remedy)
     kinds = ", ".join(f"{count} {kind}" for kind, count in count_faults(faults).most_common())
     problem = f"{ending}{len(faults)} of {rows} rows are bad: {kinds}{_list_problems(faults)}"
-    drop = "" if ending or "bad_rows" in first.remedy else " Or set data.bad_rows: drop, which drops and counts them."
-    return LuthierError(first.code, problem, where=first.where, remedy=f"{first.remedy}{drop}")
+    return LuthierError(first.code, problem, where=first.where, remedy=remedy)
 
 
 def _list_problems(faults: Sequence[Fault]) -> str:

@@ -14,7 +14,7 @@ from luthier.data.formats.beside import has_value, is_filled, is_tools
 from luthier.data.formats.conversations import KEPT, MEDIA
 from luthier.data.formats.documents import MASKS
 from luthier.data.formats.message_flags import FLAGS, NUMBERS, OPPOSITES
-from luthier.data.formats.wanted import Wanted
+from luthier.data.formats.wanted import Wanted, advise_losses
 from luthier.data.read.columns import advise_columns
 from luthier.data.read.row import Row
 from luthier.errors import LuthierError
@@ -82,7 +82,7 @@ def _check_verdict(values: Mapping[str, Any], form: str, wanted: Wanted, columns
         if name not in columns and (value is False or (isinstance(value, str) and value.lower() == "false")):
             problem = "the row marks its answer as one to avoid, but the loss would train it"
             ignored = advise_columns(f"{name}: ignore")
-            remedy = f"Choose a loss for such rows, drop them with bad_rows: drop, or set {ignored}."
+            remedy = f"For such rows, {advise_losses('unpaired')}. Or set {ignored}."
             raise LuthierError("data-avoided", problem, where=name, found=value, remedy=remedy)
 
 

@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from typing import Final
 
 from luthier.data.formats.recognise_form import FORMATS, SAMPLE, recognise_format
-from luthier.data.formats.wanted import Wanted
+from luthier.data.formats.wanted import Wanted, advise_losses
 from luthier.data.read.columns import mapped_columns
+from luthier.data.read.row import Row
 from luthier.data.read.sources import find_files, read_source
 from luthier.errors import LuthierError
-from luthier.plugins.registry import installed_plugins
 from luthier.recipe.schema import Data
 
-SAID: Final = {"preference": "preference pairs", "unpaired": "answers with a verdict"}
+SAID: Final = {
+    "tokens": "text or conversations",
+    "preference": "preference pairs",
+    "unpaired": "answers with a verdict",
+}
 GIVE: Final = {
     "tokens": "Give rows of text or conversations",
     "preference": "Give rows with chosen and rejected",
     "unpaired": "Give rows with a completion and a label",
     "documents": "Give rows with the columns that the loss names",
 }
-TOLD: Final = 6  # the most losses that an error names
 
 
-def check_row_kind(form: str, kind: str, where: str) -> None:
-    """Raise `data-format`, with the losses that take such rows, if a format's rows are not of the wanted kind."""
+def check_row_kind(form: str, kind: str, where: str, rows: Sequence[Row]) -> None:
+    """Raise `data-format`, with the losses that take such rows, if a format's rows are not of the wanted kind.
+
+    `rows` are the first ones: answers of them that have a label are for a loss that takes a verdict.
+    """
     own = FORMATS[form].kind
     if kind in ("any", own):
         return
-    problem = f"these are {SAID.get(own, f'{form} rows')}, but the loss takes {SAID.get(kind, kind)}"
-    losses = list_losses(own)
-    listed = ", ".join(losses[:TOLD]) + (", ..." if len(losses) > TOLD else "")
-    other = f"a loss that takes these: {listed}" if losses else "install a loss that takes these"
-    raise LuthierError("data-format", problem, where=where, remedy=f"{GIVE[kind]}, or choose {other}.")
-
-
-def list_losses(kind: str) -> list[str]:
-    """Return the names of the installed losses that take rows of a kind, those without a prefix first."""
-    offers = [offer for offer in installed_plugins().offers("loss") if getattr(offer.record, "data", "") == kind]
-    offers.sort(key=lambda offer: ("." in offer.record.name, offer.source.distribution != "luthier"))
-    return [offer.record.name for offer in offers]
+    if own == "tokens" and any(FORMATS["unpaired"].fits(row.values) for row in rows):
+        own = "unpaired"
+    said = f"{form} rows" if own == "tokens" else SAID.get(own, f"{form} rows")
+    problem = f"these are {said}, but the loss takes {SAID.get(kind, kind)}"
+    raise LuthierError("data-format", problem, where=where, remedy=f"{GIVE[kind]}, or {advise_losses(own)}.")
 
 
 def check_first_rows(data: Data, wanted: Wanted) -> None:
@@ -54,4 +54,4 @@ def check_first_rows(data: Data, wanted: Wanted) -> None:
         if form == "auto" and any(row.fault is None for row in rows):
             form = recognise_format(rows, source.path, mapped_columns(source), wanted.kind)
         if form != "auto":
-            check_row_kind(form, wanted.kind, source.path)
+            check_row_kind(form, wanted.kind, source.path, rows)

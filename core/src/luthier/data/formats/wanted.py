@@ -12,11 +12,13 @@ import attrs
 from luthier.data.read.columns import advise_columns
 from luthier.data.read.row import Row
 from luthier.errors import LuthierError, suggest_nearest
+from luthier.plugins.registry import installed_plugins
 
 if TYPE_CHECKING:
     from luthier.recipe.parts import Part
 
 KINDS: Final = ("tokens", "preference", "unpaired", "documents")
+LISTED: Final = 6  # the most losses that an error names
 NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -72,6 +74,16 @@ class Wanted:
                 where = f"{row.where}: {self.documents[name]}"
                 raise LuthierError("data-row", "must be text", where=where, found=value)
         return texts
+
+
+def advise_losses(kind: str) -> str:
+    """Return the advice to choose an installed loss that takes rows of a kind, those without a prefix first."""
+    offers = [offer for offer in installed_plugins().offers("loss") if getattr(offer.record, "data", "") == kind]
+    if not offers:
+        return "install a loss that takes these"
+    offers.sort(key=lambda offer: ("." in offer.record.name, offer.source.distribution != "luthier"))
+    names = [offer.record.name for offer in offers]
+    return f"choose a loss that takes these: {', '.join(names[:LISTED])}{', ...' * (len(names) > LISTED)}"
 
 
 def _value_of(row: Row, name: str) -> Any:

@@ -231,7 +231,7 @@ class Maker:
 
 
 def _unsupervised(form: Form) -> LuthierError:
-    remedy = "Correct the row, or set data.unsupervised: drop."
+    remedy = "Correct the row."
     return LuthierError("data-unsupervised", "the row has no supervised token", where=form.where, remedy=remedy)
 
 

@@ -18,7 +18,7 @@ from luthier.plugins.structure import bare_value, place_error, structure_value
 from luthier.recipe.artifact_note import RECORD
 from luthier.recipe.checks.contradictions import batch_product
 from luthier.recipe.checks.other_models import open_run_model
-from luthier.recipe.parts import FIELDS, LISTS, Part, find_part, is_absent, plain_value
+from luthier.recipe.parts import FIELDS, LISTS, Part, check_repeated, find_part, is_absent, plain_value
 from luthier.recipe.reading.aliases import joined_betas, quantized_names, rename_alias
 from luthier.recipe.reading.callback_list import ADDED, EXACT, read_callbacks
 from luthier.recipe.reading.draft import Draft, Entry, Layer, default_of, label_error
@@ -225,9 +225,21 @@ def _size_batch(tree: dict[str, Any]) -> None:
 
 
 def _listed_parts(tree: dict[str, Any], attempt: Callable[..., Any], plugins: Plugins) -> dict[str, list[Any]]:
-    """Return the settings that are lists of parts; one that cannot be read counts as a part, and no rule misses it."""
+    """Return the settings that are lists of parts; one that cannot be read counts as a part, and no rule misses it.
+
+    Each part is looked up, so that an error names its file and line. The names of objects that a run's recipe recorded
+    stand for nothing that could be found.
+    """
     lists = {name: attempt(functools.partial(read_parts, tree, name, plugins)) for name in LISTS}
-    return {name: ["unreadable"] if parts is None else parts for name, parts in lists.items()}
+    for name, kind in LISTS.items():
+        parts = [
+            attempt(functools.partial(find_part, entry, kind, f"{name}.{index}", plugins))
+            for index, entry in enumerate(lists[name] or ())
+            if not (isinstance(entry, Mapping) and "local" in entry)
+        ]
+        if name == "penalties" and None not in parts:
+            attempt(functools.partial(check_repeated, parts))
+    return {name: ["unreadable"] if entries is None else entries for name, entries in lists.items()}
 
 
 def _found_part(tree: dict[str, Any], kind: str, plugins: Plugins) -> Any:
