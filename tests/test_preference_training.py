@@ -192,3 +192,12 @@ def test_rows_of_another_kind_are_refused_with_the_losses_that_fit_them(train, c
     named = re.split(r"\W+", caught.value.remedy.partition("takes these")[2])
     assert set(fitting) <= set(named) and loss not in named
     assert not (tmp_path / "run").exists()
+
+
+def test_answers_of_a_pair_share_positions_so_that_only_the_longer_must_fit(train, tmp_path):
+    model = save_tiny_model(tmp_path / "model", "gpt2", n_positions=32)
+    pairs = [{"prompt": "q" * 10, "chosen": "a" * 8 + str(i), "rejected": "b" * 8 + str(i)} for i in range(8)]
+    assert train(model=str(model), data=pairs, loss="dpo", max_steps=1).steps == 1
+    with expect_error("recipe-conflict", "data.max_length"):
+        long = [{**row, "chosen": "a" * 40} for row in pairs]
+        train(model=str(model), data=long, loss="dpo", max_steps=1, output_dir=str(tmp_path / "long"))

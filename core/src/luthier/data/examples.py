@@ -192,6 +192,11 @@ class TokenDataset(Sequence[TokenExample]):
         """Return the number of tokens of the longest example."""
         return int(self.lengths.max())
 
+    @property
+    def longest_document(self) -> int:
+        """Return the number of tokens of the longest document. An example of a pair has two."""
+        return int(np.diff(np.append(self.firsts, len(self.input_ids))).max())
+
     def renumbered(self, numbers: NDArray[np.int64]) -> TokenDataset:
         """Return the same examples, each index replaced by the entry of `numbers` at that place."""
         return self if self.index is None else attrs.evolve(self, index=numbers[self.index])

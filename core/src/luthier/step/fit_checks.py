@@ -110,19 +110,19 @@ def check_fit(dataset: TokenDataset | Stream, tokenizer: Any, model: Any) -> Non
 
 
 def _check_positions(dataset: TokenDataset | Stream, model: Any, added: int = 0) -> None:
-    """Raise or warn where examples have more positions than the model; `added` are those of an adapter's prompt."""
+    """Raise or warn where documents have more positions than the model; `added` are those of an adapter's prompt."""
     tokens = model.get_input_embeddings()
     known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = dataset.longest + added
+    longest = dataset.longest_document + added
     if not isinstance(known, int) or longest <= known:
         return
     tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not tokens]
     # OPT has two rows more than its config counts
     if any(known <= table.num_embeddings <= known + 2 for table in tables):
         own = f", {added} of them the adapter's" if added else ""
-        problem = f"the longest example {_has(dataset)} {longest} tokens{own}, and the model has {known} positions"
+        problem = f"the longest document {_has(dataset)} {longest} tokens{own}, and the model has {known} positions"
         remedy = f"Set it to {known - added} or less."
         raise LuthierError("recipe-conflict", problem, where="data.max_length", remedy=remedy)
-    longest = dataset.sample.longest + added if isinstance(dataset, Stream) else longest
+    longest = dataset.sample.longest_document + added if isinstance(dataset, Stream) else longest
     if longest > known:
-        log.warning("examples are longer than the model's positions", longest=longest, max_position_embeddings=known)
+        log.warning("documents are longer than the model's positions", longest=longest, max_position_embeddings=known)

@@ -70,6 +70,11 @@ class Stream:
         """Return the number of tokens of the longest example."""
         return self.data.block_size or self.data.max_length * max(len(self.sample.names), 1)
 
+    @property
+    def longest_document(self) -> int:
+        """Return the number of tokens that a document may have."""
+        return self.data.block_size or self.data.max_length
+
     def check(self, check: Callable[[TokenDataset], None]) -> None:
         """Call `check` on the sample now, and on everything that is read later before it is trained on."""
         check(self.sample)
