@@ -96,7 +96,8 @@ def check(recipe, plugins, folder):
     assert recipe_hash(Recipe.load(path, environ={}, plugins=plugins), plugins) == recipe_hash(recipe, plugins)
 
 
-IN_RECIPES = (*PART_FIELDS, "callback")  # other kinds, such as exporters, are chosen by a verb
+IN_LISTS = {"callback": "callbacks"} | {kind: name for name, kind in LISTS.items()}
+IN_RECIPES = (*PART_FIELDS, *IN_LISTS)  # other kinds, such as exporters, are chosen by a verb
 OFFERS = [(o.record.kind, o.record.name) for o in installed_plugins().offers() if o.record.kind in IN_RECIPES]
 
 
@@ -108,9 +109,8 @@ def test_every_installed_part_survives_plain_data_and_a_file(kind, name, tmp_pat
     @settings(QUICK, max_examples=2 if name.startswith("peft.") else 4)
     @given(options=st.just(name) if cls is NoOptions else instances(cls))
     def survives(options):
-        part = [options] if kind == "callback" else options
-        field = "callbacks" if kind == "callback" else kind
-        check(Recipe.from_dict(LEAST | {field: part}), known, tmp_path)
+        part = {IN_LISTS[kind]: [options]} if kind in IN_LISTS else {kind: options}
+        check(Recipe.from_dict(LEAST | part), known, tmp_path)
 
     survives()
 
@@ -127,9 +127,9 @@ def test_options_of_every_type_survive_plain_data_and_a_file(plugins, options, t
 @st.composite
 def run_settings(draw):
     """The recipe's own settings as plain data, without the contradictions that `test_checks` is about."""
-    apart = (*PART_FIELDS, "trainer", "callbacks", "model", "data", "device", "gradient_accumulation_steps")
+    apart = (*PART_FIELDS, *LISTS, "trainer", "callbacks", "model", "data", "device", "gradient_accumulation_steps")
     fields = [f for f in attrs.fields(Recipe) if f.name not in apart]
-    hints = field_hints(Recipe) | dict.fromkeys(LISTS, list[str | dict[str, Any]])  # which hold objects in Python alone
+    hints = field_hints(Recipe)
     chosen = {f.name: draw(values(hints[f.name], f.metadata[KEY])) for f in fields if draw(st.booleans())}
     chosen.pop(draw(st.sampled_from(["warmup_steps", "warmup_ratio"])), None)
     chosen.pop(draw(st.sampled_from(["global_batch_size", "per_device_train_batch_size"])), None)

@@ -18,7 +18,7 @@ ALONE = {  # another value than the default, and what makes it read
     "load_best_model_at_end": (True, {"data.validation": 0.1}),
     "metric_for_best_model": ("eval_accuracy", {"data.validation": 0.1}),
     "greater_is_better": (True, {"data.validation": 0.1}),
-    "max_eval_answers": (4, {"metrics": ["hits"]}),
+    "max_eval_answers": (4, {"metrics": ["exact_match"]}),
     "data.shuffle_buffer": (7, {"data.streaming": True}),
     "data.text_unit": ("line", {"data.train": [{"path": "a.txt.gz"}]}),
     "pure_bf16_update": ("float32_masters", {"precision": "pure_bf16"}),

@@ -241,8 +241,10 @@ def _no_choice(value: object, members: tuple[Any, ...]) -> LuthierError | None:
         near = f"Write several as a list: [{', '.join(several)}]."
     elif value in names:
         near = f"Write it as a list: [{value}]."
-    expected = " | ".join(type_name(member) for member in members)
-    return LuthierError("recipe-wrong-type", f"expected {expected}", found=value,
+    alone = {choice for member in members if _is_literal(member) for choice in typing.get_args(member)}
+    inner = [{choice for kind in typing.get_args(member) for choice in typing.get_args(kind)} for member in members]
+    kinds = ["a list of these" if i == alone else type_name(m) for m, i in zip(members, inner, strict=True)]
+    return LuthierError("recipe-wrong-type", f"expected {' | '.join(kinds)}", found=value,
                         remedy=near if not near.startswith("Known") else None)  # fmt: skip
 
 

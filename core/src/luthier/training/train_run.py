@@ -181,11 +181,9 @@ def _begin(recipe: Recipe, loop: Loop, place: Place, record: dict[str, Any]) -> 
 def _warn(assembled: Assembled) -> None:
     """Log what the preparation of the rows had to say, such as the share that was dropped, once for both sets."""
     report = assembled.prepared.report
-    for warning in report.warnings:
+    held_out = report.validation.warnings if report.validation else ()
+    for warning in dict.fromkeys((*report.warnings, *held_out)):
         log.warning("data", warning=warning)
-    for warning in report.validation.warnings if report.validation else ():
-        if warning not in report.warnings:
-            log.warning("data", warning=warning, rows="validation")
 
 
 def _start(loop: Loop, record: dict[str, Any], resume: Path | None) -> None:
