@@ -56,11 +56,16 @@ def read_arguments(
         remedy = "Pass tokenizer=, or model=(model, tokenizer)."
         raise LuthierError("recipe-missing", "a loaded model needs its tokenizer", where="model", remedy=remedy)
     objects = Objects(**given_objects)
+    return _read(recipe, changes, objects), objects
+
+
+def _read(recipe: Any, changes: dict[str, Any], objects: Objects) -> Reading[Recipe]:
+    """Return what the recipe with the changes over it means. Notes go to the log."""
     reading = load_recipe({} if recipe is None else recipe, changes)
     for note in reading.notes:
         get_logger().info("recipe", note=note)
     reading = attrs.evolve(reading, recipe=_without_unread(reading, objects))
-    return _without_default(reading) if isinstance(recipe, Recipe) else reading, objects
+    return _without_default(reading) if isinstance(recipe, Recipe) else reading
 
 
 def _without_default(reading: Reading[Recipe]) -> Reading[Recipe]:
