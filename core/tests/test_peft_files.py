@@ -146,3 +146,10 @@ def test_no_content_raises_anything_but_an_error_with_a_place(content, tmp_path_
     with pytest.raises(LuthierError) as caught:
         read_peft_config(folder, FIELDS)
     assert caught.value.where == str(folder / PEFT_CONFIG)
+
+
+def test_a_dtype_that_torch_lacks_is_refused(folder):
+    header = json.dumps({"a": {"dtype": "F6_E2M3", "shape": [8], "data_offsets": [0, 6]}}).encode()
+    (folder / PEFT_WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(6))
+    with expect_error("artifact-mismatch", str(folder / PEFT_WEIGHTS), "F6_E2M3"):
+        read_peft_tensors(folder)

@@ -111,7 +111,7 @@ class Pairs(NamedTuple):
 
     file: str
     read: Callable[[Path], Iterator[dict[str, str]]]
-    most_at_once: int | None = None  # pairs in a micro-batch of a peer that pads, so that it stays below 10 GB
+    most_at_once: int | None = None  # pairs in a micro-batch of a peer, which holds the logits of all, padded
 
 
 PAIRS: Final[Mapping[str, Pairs]] = {

@@ -75,6 +75,8 @@ def read_peft_object(folder: Path) -> dict[str, Any]:
         raise LuthierError("artifact-not-found", problem, where=str(folder))
     try:
         config = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise peft_misfit(path, f"it cannot be read: {error}", "Make it readable, or copy it again.") from None
     except (ValueError, RecursionError) as error:
         raise peft_misfit(path, f"not JSON: {error}", "Copy the file again.") from None
     if not isinstance(config, dict):
@@ -85,7 +87,6 @@ def read_peft_object(folder: Path) -> dict[str, Any]:
 
 def read_peft_tensors(folder: Path) -> dict[str, Tensor]:
     """Return the tensors of adapter_model.safetensors. Raises `artifact-not-found` or `artifact-mismatch`."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = folder / PEFT_WEIGHTS
@@ -95,8 +96,8 @@ def read_peft_tensors(folder: Path) -> dict[str, Tensor]:
         raise LuthierError("artifact-not-found", f"no {PEFT_WEIGHTS} in this folder", where=str(folder), remedy=remedy)
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise peft_misfit(path, f"not a whole safetensors file: {error}", "Copy the file again.") from None
+    except Exception as error:  # whatever the library raises, as a file may hold anything
+        raise peft_misfit(path, f"not a whole safetensors file: {error!r}", "Copy the file again.") from None
 
 
 def write_peft_files(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -172,6 +172,17 @@ def test_a_conversation_of_more_messages_than_are_read_is_a_bad_row(chat, made):
     assert (caught.value.code, caught.value.where) == ("data-row", "data[0]: messages")
 
 
+def test_a_long_conversation_that_the_template_refuses_is_told_with_its_place(chat, made, tmp_path):
+    file = tmp_path / "refusing.jinja"
+    file.write_text(
+        "{% for m in messages %}{% if m.content == 'x' %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
+    )
+    bad = {"messages": [{"role": "user", "content": "x"}, *conversation(130)["messages"][1:]]}
+    with pytest.raises(LuthierError) as caught:
+        made([bad], chat("chatml"), chat_template=str(file))
+    assert caught.value.code == "data-row" and caught.value.where.startswith("data[0]")
+
+
 def test_a_long_conversation_that_fits_gives_all_of_its_answers(chat, made):
     prepared = made([conversation(130)], chat("chatml"), max_length=1 << 20)
     assert prepared.train[0].num_supervised == 130 * 2

@@ -25,6 +25,12 @@ def test_rotary_positions_beyond_the_known_ones_train_with_a_warning(train, tmp_
     assert "longer than the model's positions" in capsys.readouterr().err
 
 
+def test_what_both_sets_of_rows_have_to_say_is_logged_once(train, capsys):
+    rows = [{"prompt": f"{i}?", "completion": "yes", "colour": "red"} for i in range(8)]
+    train(data=rows, eval_data=rows[:2])
+    assert capsys.readouterr().err.count("colour") == 1
+
+
 def test_a_file_to_evaluate_has_the_columns_of_the_run(train, tmp_path):
     rows = [{"q": f"{i}?", "a": str(i)} for i in range(8)]
     columns = {"prompt": "q", "completion": "a"}

@@ -70,7 +70,7 @@ def check_prompts(prepared: Prepared, recipe: SettledRecipe, packing: Packing, m
 
 
 def check_tokens(setup: Setup) -> None:
-    """Raise `recipe-conflict` where the first micro-batch of a step has fewer tokens than the quantizer needs.
+    """Raise `recipe-conflict` if the first micro-batch of a step, its largest, has too few tokens for the quantizer.
 
     The rows of a stream are not known before they are read.
     """

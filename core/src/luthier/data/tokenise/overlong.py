@@ -34,10 +34,16 @@ def overlong_policy(asked: str, form: Form, where: str) -> Overlong:
 
 
 def is_overlong(form: Conversation, template: ChatTemplate, encoder: Encoder, data: Data) -> bool:
-    """Return True if a conversation of many messages is longer than max_length, which its whole text shows."""
+    """Return True if a conversation of many messages is longer than max_length, which its whole text shows.
+
+    False for one that the template refuses, which is told, with its place, where its answers are found.
+    """
     if len(form.messages) <= LONG:
         return False
-    text = template.with_settings(form.settings).render(list(form.messages), form.tools)
+    try:
+        text = template.with_settings(form.settings).render(list(form.messages), form.tools)
+    except LuthierError:
+        return False
     tokens, _ = encoder.encode([Rendered(text=text, spans=(), everything=True, where=form.where)])
     return len(tokens.input_ids) > data.max_length
 
