@@ -160,6 +160,7 @@ def test_a_lost_folder_is_logged_once_and_training_goes_on(start, run, monkeypat
     monkeypatch.setattr(threading, "excepthook", lambda met: None)  # the writing thread would print its traceback
     hooks = start()
     hooks.run_started(run=run)
+    hooks.saved(run=run, step=0, path=run.folder)  # waits until the writing thread has made its file
     shutil.rmtree(run.folder)
     run.folder.write_text("in the way")
     with captured_logs() as lines:
