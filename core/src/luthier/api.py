@@ -267,10 +267,9 @@ def _given(adapter: Any, loss: Any, optimizer: Any, quantizer: Any, callbacks: A
 def _light_tokenizer(model: Any, template_settings: Mapping[str, Any]) -> Any:
     """Return the model's tokenizer from its own files, by transformers if they or the template's settings need it."""
     require_local("numpy", "tokenizers", "jinja2")
-    from luthier.data.template_calls import OWN
     from luthier.data.tokenise.plain.file_tokenizer import read_tokenizer
 
-    if not template_settings.keys() & OWN and (light := read_tokenizer(model)) is not None:
+    if (light := read_tokenizer(model, template_settings)) is not None:
         return light
     require_local()
     from luthier.model.load import tokenizer_of

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 from luthier.cli.screen.early_checks import check_writable, locate_model
+from luthier.data import first_look
+from luthier.data.first_look import look_at_rows
+from luthier.data.prepare import prepare_data
 from luthier.errors import LuthierError
+from luthier.model.load import tokenizer_of
+from luthier.recipe.recipe import load_recipe
 from luthier.testing import expect_error
 
 SCRIPT = """
@@ -21,28 +26,83 @@ except SystemExit as end:
     print("torch" in sys.modules or "transformers" in sys.modules, end.code)
 """
 
+SCRIPTS = """
+import contextlib, io, json, sys
+from luthier.cli.app import app
+for words in {lines!r}:
+    with contextlib.redirect_stdout(io.StringIO()) as document:
+        try:
+            app([*words, "--json"])
+        except SystemExit as end:
+            status = end.code
+    code = json.loads(document.getvalue())["error"]["code"]
+    print(code, "torch" in sys.modules or "transformers" in sys.modules, status)
+"""
+
+REFUSED = {
+    "train --model demo --data missing.jsonl": "data-not-found",
+    "train --model demo --data rows.jsonl --output-dir rows.jsonl/x": "path-unwritable",
+    "train --model demo --data rows.jsonl --output-dir others": "run-folder-other",
+    "train --model demo --data columns.jsonl": "data-format",
+    "train --model demo --data broken.jsonl": "data-row",
+    "plan --model demo --data broken.jsonl": "data-row",
+    "generate runs/demoo hi": "model-not-found",
+    "merge runs/demoo": "model-not-found",
+}
+
+
+def test_wrong_places_rows_and_folders_are_refused_before_torch_is_imported(tmp_path):
+    write_rows(tmp_path)
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "thesis.tex").touch()
+    script = SCRIPTS.format(lines=[line.split() for line in REFUSED])
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert [tuple(line.split()) for line in run.stdout.splitlines()] == [
+        (code, "False", "2") for code in REFUSED.values()
+    ]
+
+
+def write_rows(folder):
+    (folder / "rows.jsonl").write_text('{"text": "a"}\n')
+    (folder / "columns.jsonl").write_text('{"x": "a", "y": "b"}\n')
+    rows = ['{"prompt": "a", "completion": "b"}', '{"prompt": "a"', '{"prompt": "a", "completion": ""}']
+    (folder / "broken.jsonl").write_text("\n".join(rows))
+
+
+@pytest.mark.parametrize("name", ["columns", "broken"])
+def test_what_is_refused_without_torch_is_refused_in_the_words_of_the_run(name, tmp_path):
+    write_rows(tmp_path)
+    recipe = load_recipe({"model": "demo", "data": str(tmp_path / f"{name}.jsonl")}).recipe
+    with pytest.raises(LuthierError) as early:
+        look_at_rows(recipe)
+    with pytest.raises(LuthierError) as late:
+        prepare_data(recipe.data, tokenizer_of(recipe.model), seed=0)
+    assert str(early.value) == str(late.value) and early.value.remedy == late.value.remedy
+
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    "settings",
     [
-        (["train", "--model", "demo", "--data", "missing.jsonl", "--json"], "data-not-found"),
-        (
-            ["train", "--model", "demo", "--data", "rows.jsonl", "--output-dir", "rows.jsonl/x", "--json"],
-            "path-unwritable",
-        ),
-        (["generate", "runs/demoo", "hi", "--json"], "model-not-found"),
-        (["merge", "runs/demoo", "--json"], "model-not-found"),
+        {"data.bad_rows": "drop"},
+        {"data.streaming": True},
+        {"model": "some/hub-model"},
+        {"data.chat_template_kwargs": {"padding": True}},
     ],
-    ids=["data", "output", "generate", "merge"],
+    ids=lambda settings: next(iter(settings)),
 )
-def test_a_wrong_place_is_refused_before_torch_is_imported(words, code, tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\\n')
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(words=words)], capture_output=True, text=True, cwd=tmp_path, check=True
-    )
-    document, _, last = run.stdout.rstrip().rpartition("\n")
-    assert json.loads(document)["error"]["code"] == code
-    assert last == "False 2"
+def test_bad_rows_that_the_run_alone_can_judge_are_left_to_it(settings, tmp_path):
+    write_rows(tmp_path)
+    look_at_rows(load_recipe({"model": "demo", "data": str(tmp_path / "broken.jsonl")}, settings).recipe)
+    with expect_error("data-format", "columns.jsonl"):
+        look_at_rows(load_recipe({"model": "demo", "data": str(tmp_path / "columns.jsonl")}, settings).recipe)
+
+
+def test_rows_are_not_read_whole_for_the_sake_of_a_look(tmp_path, monkeypatch):
+    (tmp_path / "long.jsonl").write_text('{"text": "a"}\n' * 2000 + "{\n")
+    look_at_rows(load_recipe({"model": "demo", "data": str(tmp_path / "long.jsonl")}).recipe)
+    (tmp_path / "rows.json").write_text('[{"x": "a"}]')
+    monkeypatch.setattr(first_look, "SMALL", 5)
+    look_at_rows(load_recipe({"model": "demo", "data": str(tmp_path / "rows.json")}).recipe)
 
 
 def test_the_table_of_a_finished_run_is_drawn_without_torch(trained, tiny):

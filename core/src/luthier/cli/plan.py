@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from luthier.cli.screen.answers import Answer
+from luthier.cli.screen.early_checks import check_rows
 from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_api
 from luthier.cli.screen.recipe_arguments import Help, Sets, read_recipe, show_help
 from luthier.errors import LuthierError
@@ -50,6 +51,7 @@ def plan(
     recipe = with_or_without_rows(
         lambda more: read_recipe(context, [*(sets or ()), *(f"{name}={value}" for name, value in more.items())])
     )
+    check_rows(recipe)
     return answer_plan(recipe, log_level, log_format, log_file, suggest=suggest)
 
 

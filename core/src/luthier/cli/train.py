@@ -13,7 +13,7 @@ from luthier.cli import overfit
 from luthier.cli.plan import answer_plan
 from luthier.cli.screen import launch_ranks as launch
 from luthier.cli.screen.answers import Answer
-from luthier.cli.screen.early_checks import check_places
+from luthier.cli.screen.early_checks import check_places, check_rows
 from luthier.cli.screen.flags import AllowChanged, Json, LogFile, LogFormat, LogLevel, is_first_speaker, start_api
 from luthier.cli.screen.recipe_arguments import Help, Sets, read_recipe, show_help
 
@@ -76,11 +76,16 @@ def _checked_recipe(context: typer.Context, sets: Sets) -> Recipe:
     recipe = read_recipe(context, sets)
     if is_first_speaker():
         check_places(recipe)
+    if "RANK" not in os.environ:
+        check_rows(recipe)
     return recipe
 
 
 def _finished_answer(recipe: Recipe) -> Answer | None:
-    """Return the answer of a run that is finished already, without torch; None in a process of several."""
+    """Return the answer of a run that is finished already, without torch; None in a process of several.
+
+    Raises `run-folder-other` for a folder that is another run's.
+    """
     from luthier.training.finished import find_finished
 
     run = None if "RANK" in os.environ else find_finished(recipe)

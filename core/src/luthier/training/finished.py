@@ -17,11 +17,16 @@ log = get_logger()
 
 
 def find_finished(recipe: Recipe) -> Run | None:
-    """Return the run that a recipe without objects from Python has finished already, or None."""
+    """Return the run that a recipe without objects from Python has finished already, or None.
+
+    Raises `run-folder-other` for a folder that is another run's.
+    """
     try:
         place = find_place(recipe, Objects(), fresh=False)
-    except LuthierError:  # told by the run, after what is wrong with the recipe itself
-        return None
+    except LuthierError as error:
+        if error.code == "run-folder-other":
+            raise
+        return None  # told by the run, after what is wrong with the recipe itself
     return tell_finished(place.folder, (recipe, Objects()), place.record) if place.done else None
 
 

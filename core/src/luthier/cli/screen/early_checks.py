@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,14 +25,19 @@ def check_places(recipe: Recipe) -> None:
     Names that can only be a hub's, and addresses, are checked by those who open them. Raises `data-not-found` and
     `path-unwritable`.
     """
-    from luthier.data.read.sources import find_files
+    from luthier.data.read.sources import local_sources
 
-    validation = recipe.data.validation
-    for source in (*recipe.data.train, *(validation if isinstance(validation, list) else ())):
-        if ":" not in source.path.split("/")[0]:  # s3://... and python:rows have a colon there
-            find_files(source.path)
+    local_sources(recipe.data)
     if recipe.output_dir is not None:
         check_writable(Path(recipe.output_dir))
+
+
+def check_rows(recipe: Recipe) -> None:
+    """Raise what is wrong with the first rows of local files, if the libraries that prepare rows are installed."""
+    if all(map(find_spec, ("numpy", "tokenizers", "jinja2"))):
+        from luthier.data.first_look import look_at_rows
+
+        look_at_rows(recipe)
 
 
 def check_writable(folder: Path) -> None:

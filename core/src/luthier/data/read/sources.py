@@ -19,7 +19,7 @@ from luthier.data.read.row_limit import limit_row
 from luthier.data.read.table_files import read_csv, read_parquet, read_tsv
 from luthier.data.read.textfiles import read_text
 from luthier.errors import LuthierError, suggest_nearest
-from luthier.recipe.schema import Source
+from luthier.recipe.schema import Data, Source
 
 READERS: Final[dict[str, Callable[[Path], Iterator[Row]]]] = {
     ".jsonl": read_jsonl,
@@ -69,6 +69,16 @@ def read_rows(path: Path, text_unit: str = "paragraph") -> Iterator[Row]:
         raise LuthierError("data-empty", "the file holds no rows", where=str(path))
     yield first
     yield from rows
+
+
+def local_sources(data: Data) -> list[Source]:
+    """Return the sources for training and validation that are neither addresses nor rows from Python, nor a hub's.
+
+    Raises `data-not-found` for a file that does not exist.
+    """
+    sources = [*data.train, *(data.validation if isinstance(data.validation, list) else ())]
+    # s3://... and python:rows have a colon in their first part
+    return [source for source in sources if ":" not in source.path.split("/")[0] and find_files(source.path)]
 
 
 def file_kind(path: Path) -> str:

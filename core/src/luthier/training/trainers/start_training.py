@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.data.formats.row_kinds import check_first_rows
-from luthier.data.formats.wanted import Wanted
+from luthier.data.first_look import look_at_rows
 from luthier.errors import LuthierError
-from luthier.recipe import resolve_parts
 from luthier.runs.writing.differences import read_allowed
 from luthier.training.train_run import train
 from luthier.training.trainers.trainer_run import train_elsewhere
@@ -37,6 +35,6 @@ def start_training(
         return train(recipe, objects, resume=checkpoint, fresh=fresh, re_decide=re_decide, allowed=allowed)
     except LuthierError as error:
         if error.code == "run-folder-other" and objects.data is None:
-            # a file that the loss does not take is the likelier mistake, and a new folder would not mend it
-            check_first_rows(recipe.data, Wanted.of_part(resolve_parts(recipe).loss))
+            # rows that the loss does not take are the likelier mistake, and a new folder would not mend it
+            look_at_rows(recipe)
         raise

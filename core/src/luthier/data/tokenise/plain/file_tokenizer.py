@@ -37,10 +37,11 @@ ALTERING: Final = (  # settings by which transformers deviates from tokenizer.js
 )
 
 
-def read_tokenizer(spec: Model) -> FileTokenizer | None:
+def read_tokenizer(spec: Model, template_settings: Mapping[str, Any] | None = None) -> FileTokenizer | None:
     """Return the tokenizer of a model's folder; None if only transformers knows how it tokenises.
 
-    It is None for hub names, for classes that add to their files, and if the library tokenizers is not installed.
+    It is None for hub names, for classes that add to their files, for settings of the chat template that mean something
+    to transformers, and if the library tokenizers is not installed.
     """
     from importlib.util import find_spec
 
@@ -48,6 +49,8 @@ def read_tokenizer(spec: Model) -> FileTokenizer | None:
 
     name = spec.tokenizer or spec.name_or_path
     folder = MODEL if name == "demo" else Path(name).expanduser()
+    if (template_settings or {}).keys() & OWN:
+        return None
     if not (folder / FILES[0]).is_file() or not all(map(find_spec, ("tokenizers", "jinja2"))):
         return None
     try:
