@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from luthier.cli.screen.early_checks import check_writable, locate_model
 from luthier.data import first_look
-from luthier.data.first_look import look_at_rows
+from luthier.data.first_look import check_first_rows
 from luthier.data.prepare import prepare_data
 from luthier.errors import LuthierError
 from luthier.model.load import tokenizer_of
@@ -74,7 +74,7 @@ def test_what_is_refused_without_torch_is_refused_in_the_words_of_the_run(name, 
     write_rows(tmp_path)
     recipe = load_recipe({"model": "demo", "data": str(tmp_path / f"{name}.jsonl")}).recipe
     with pytest.raises(LuthierError) as early:
-        look_at_rows(recipe)
+        check_first_rows(recipe)
     with pytest.raises(LuthierError) as late:
         prepare_data(recipe.data, tokenizer_of(recipe.model), seed=0)
     assert str(early.value) == str(late.value) and early.value.remedy == late.value.remedy
@@ -92,17 +92,17 @@ def test_what_is_refused_without_torch_is_refused_in_the_words_of_the_run(name, 
 )
 def test_bad_rows_that_the_run_alone_can_judge_are_left_to_it(settings, tmp_path):
     write_rows(tmp_path)
-    look_at_rows(load_recipe({"model": "demo", "data": str(tmp_path / "broken.jsonl")}, settings).recipe)
+    check_first_rows(load_recipe({"model": "demo", "data": str(tmp_path / "broken.jsonl")}, settings).recipe)
     with expect_error("data-format", "columns.jsonl"):
-        look_at_rows(load_recipe({"model": "demo", "data": str(tmp_path / "columns.jsonl")}, settings).recipe)
+        check_first_rows(load_recipe({"model": "demo", "data": str(tmp_path / "columns.jsonl")}, settings).recipe)
 
 
 def test_rows_are_not_read_whole_for_the_sake_of_a_look(tmp_path, monkeypatch):
     (tmp_path / "long.jsonl").write_text('{"text": "a"}\n' * 2000 + "{\n")
-    look_at_rows(load_recipe({"model": "demo", "data": str(tmp_path / "long.jsonl")}).recipe)
+    check_first_rows(load_recipe({"model": "demo", "data": str(tmp_path / "long.jsonl")}).recipe)
     (tmp_path / "rows.json").write_text('[{"x": "a"}]')
     monkeypatch.setattr(first_look, "SMALL", 5)
-    look_at_rows(load_recipe({"model": "demo", "data": str(tmp_path / "rows.json")}).recipe)
+    check_first_rows(load_recipe({"model": "demo", "data": str(tmp_path / "rows.json")}).recipe)
 
 
 def test_the_table_of_a_finished_run_is_drawn_without_torch(trained, tiny):

@@ -39,6 +39,9 @@ KINDS = {
     "image": lambda i: chat(i, images=["a"]),
     "weighed": lambda i: chat(i, w=0.5),
     "list": lambda i: "[1]",
+    "repeated": lambda i: chat(i).replace('"content"', '"content": "no", "content"', 1),
+    "repeated role": lambda i: chat(i).replace('"role"', '"role" : "user","role"', 1),
+    "colons": lambda i: chat(i, 'so: "yes": 1 : 2'),
 }
 DROPPING = {"bad_rows": "drop", "unsupervised": "drop", "max_length": 120}
 

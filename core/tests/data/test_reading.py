@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
+from luthier.data.read.jsonfiles import RepeatedKey, has_keys, parse_json
 from luthier.data.read.sources import find_files, read_given, read_source
 from luthier.recipe.schema import Source
 from luthier.testing import expect_error
@@ -199,6 +200,9 @@ BROKEN = {
     "NUL bytes": ("a.jsonl", b'{"a": 1}\n{"a": "\0"}\n', 2, "data-unreadable"),
     "UTF-16": ("a.txt", "abc".encode("utf-16"), 1, "data-unreadable"),
     "gzip without its suffix": ("a.txt", gzip.compress(b"abc"), 1, "data-unreadable"),
+    "a repeated key": ("a.jsonl", b'{"a": 1}\n{"a": 1, "a": 2}\n', 2, "data-row"),
+    "a repeated key inside": ("a.jsonl", b'{"a": [{"b": 1, "c": 2, "b" : 1}]}\n', 1, "data-row"),
+    "a repeated key in an array": ("a.json", b'[\n{"a": 1},\n{"b": 1, "b": 2}]', 3, "data-unreadable"),
     "a cut array": ("a.json", b'[\n{"a": 1},\n{"a": 2}\n', 4, "data-unreadable"),
     "a comma at the end": ("a.json", b'[\n{"a": 1},\n]\n', 3, "data-unreadable"),
     "a missing comma": ("a.json", b'[\n{"a": 1}\n{"a": 2}]', 3, "data-unreadable"),
@@ -221,6 +225,23 @@ def test_a_broken_file_is_an_error_with_its_line(name, tmp_path):
     with pytest.raises(LuthierError) as caught:
         [row.whole for row in read(path)]
     assert (caught.value.code, caught.value.where) == (code, f"{path}:{line}")
+
+
+@given(
+    pairs=st.lists(st.tuples(st.text('ab":\\ \t\n', max_size=3), st.text('ab":\\ \t', max_size=5)), max_size=4),
+    colon=st.sampled_from([":", ": ", " :", "\t:", "\n:", "\r :"]),
+)
+@settings(max_examples=60)
+def test_no_repeated_key_passes_however_it_is_written(pairs, colon):
+    entries = ", ".join(f"{json.dumps(key)}{colon}{json.dumps(value)}" for key, value in pairs)
+    text = f"{{{entries}}}"
+    kept = dict(pairs)
+    if len(kept) == len(pairs):
+        assert parse_json(text) == (kept, len(text))
+    else:
+        assert not has_keys(text, len(kept))
+        with pytest.raises(RepeatedKey, match="given twice"):
+            parse_json(text)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz", "a.txt.gz", "a.parquet.gz"])

@@ -79,6 +79,11 @@ REFUSED = {  # rows, and the place that their error names
     "arguments after arguments": (
         called([{"function": {"name": "w", "arguments": '{"a": 1}{"b": 2}'}}]), "messages[1].tool_calls[0].arguments"
     ),
+    "an argument given twice": (
+        called([{"function": {"name": "w", "arguments": '{"a": 1, "a": 2}'}}]), "messages[1].tool_calls[0].arguments"
+    ),
+    "messages as text with a role given twice": ({"messages": '[{"role": "user", "role": "user"}]'}, "messages"),
+    "a tool as text with a name given twice": ({**TALK, "tools": ['{"name": "w", "name": "v"}']}, "tools"),
     "tools that are no JSON": ({**TALK, "tools": "["}, "tools"),
     "a tool among others that is none": ({**TALK, "tools": [SCHEMA, "x"]}, "tools[1]"),
     "a weight in a text": (two(weight="0"), "messages[1].weight"),

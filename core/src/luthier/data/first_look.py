@@ -19,7 +19,7 @@ LOOKED: Final = 1000  # rows of each source
 SMALL: Final = 2**25  # bytes of files that are prepared for the sake of an error, or read whole for a look
 
 
-def look_at_rows(recipe: Recipe) -> None:
+def check_first_rows(recipe: Recipe) -> None:
     """Raise what the preparation of the rows would raise, if the first rows of local files show that it will.
 
     A format is refused at once. After a bad row all rows are prepared, as the error lists every bad one; a model whose

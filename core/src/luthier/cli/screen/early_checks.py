@@ -35,9 +35,9 @@ def check_places(recipe: Recipe) -> None:
 def check_rows(recipe: Recipe) -> None:
     """Raise what is wrong with the first rows of local files, if the libraries that prepare rows are installed."""
     if all(map(find_spec, ("numpy", "tokenizers", "jinja2"))):
-        from luthier.data.first_look import look_at_rows
+        from luthier.data.first_look import check_first_rows
 
-        look_at_rows(recipe)
+        check_first_rows(recipe)
 
 
 def check_writable(folder: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import attrs
 
+from luthier.data.read.jsonfiles import embedded_json
 from luthier.data.read.row import broken_row
 from luthier.errors import LuthierError
 
@@ -94,10 +94,7 @@ def read_tools(raw: object) -> Messages | None:
 def _parsed(raw: object) -> object:
     """Return a list of schemas, of which one may stand alone, and which may be JSON text; anything else unchanged."""
     if isinstance(raw, str) and raw.lstrip().startswith(("[", "{")):
-        try:
-            raw = json.loads(raw)
-        except (ValueError, RecursionError):
-            raise broken_row("tools is not JSON", raw, "tools") from None
+        raw = embedded_json(raw, "tools", "tools is not JSON")
     if isinstance(raw, (list, tuple)):
         return [_parsed_schema(tool) for tool in raw]
     return [raw] if _is_schema(raw) else raw
@@ -105,10 +102,7 @@ def _parsed(raw: object) -> object:
 
 def _parsed_schema(tool: object) -> object:
     """Return a schema that is written as JSON text; anything else unchanged."""
-    try:
-        parsed = json.loads(tool) if isinstance(tool, str) and tool.lstrip().startswith("{") else tool
-    except (ValueError, RecursionError):
-        return tool
+    parsed = embedded_json(tool, "tools") if isinstance(tool, str) and tool.lstrip().startswith("{") else tool
     return parsed if _is_schema(parsed) else tool
 
 
@@ -120,10 +114,7 @@ def _is_schema(tool: object) -> bool:
 def template_variables(raw: object, place: str = "chat_template_kwargs") -> dict[str, Any]:
     """Return the variables that a row or recipe sets for the chat template, perhaps parsed from JSON text."""
     if isinstance(raw, str) and raw.strip():
-        try:
-            raw = json.loads(raw)
-        except (ValueError, RecursionError):
-            raise broken_row("must be an object of the template's variables", raw, place) from None
+        raw = embedded_json(raw, place, "must be an object of the template's variables")
     if not is_filled(raw):
         return {}
     if not isinstance(raw, dict):
@@ -137,10 +128,7 @@ def template_variables(raw: object, place: str = "chat_template_kwargs") -> dict
 def read_history(raw: object) -> list[tuple[str, str]]:
     """Return Alpaca's earlier questions with their answers, perhaps parsed from JSON text."""
     if isinstance(raw, str) and raw.strip():
-        try:
-            raw = json.loads(raw)
-        except (ValueError, RecursionError):
-            raise broken_row("history must be a list of [question, answer]", raw, "history") from None
+        raw = embedded_json(raw, "history", "history must be a list of [question, answer]")
     if not is_filled(raw):
         return []
     if not isinstance(raw, (list, tuple)):

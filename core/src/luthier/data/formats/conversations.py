@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, Final
 
 from luthier.data.formats.beside import Beside, has_value
 from luthier.data.formats.forms import Conversation
 from luthier.data.formats.message_flags import Flags, read_flags
+from luthier.data.read.jsonfiles import embedded_json
 from luthier.data.read.row import broken_row
 from luthier.errors import LuthierError, suggest_nearest
 
@@ -61,19 +61,16 @@ def make_conversation(
 
 
 def from_messages(values: dict[str, Any]) -> Conversation:
-    raw = _parsed_list(values.get("messages"))
+    raw = _parsed_list(values.get("messages"), "messages")
     messages = read_messages(raw, "messages")
     return make_conversation(messages, Beside.of(values), flags=read_flags(raw, "messages"))  # type: ignore[arg-type]
 
 
-def _parsed_list(value: object) -> object:
+def _parsed_list(value: object, place: str) -> object:
     """Return the list that a text is as JSON, which is how tables write lists; any other value as it is."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
+    return embedded_json(value, place)
 
 
 def plain_conversation(values: dict[str, Any], where: str) -> Conversation | None:
@@ -161,10 +158,7 @@ def _calls(raw: dict[str, Any], place: str) -> list[dict[str, Any]]:
 def _parsed_calls(calls: object, place: str) -> object:
     """Return a list of calls, of which one may stand alone, and which tables write as JSON text; else the value."""
     if isinstance(calls, str) and calls.strip():
-        try:
-            calls = json.loads(calls)
-        except (ValueError, RecursionError):
-            raise broken_row("tool_calls is not JSON", calls, place) from None
+        calls = embedded_json(calls, place, "tool_calls is not JSON")
     return [calls] if isinstance(calls, dict) else calls
 
 
@@ -184,10 +178,7 @@ def _arguments(function: dict[str, Any], place: str) -> dict[str, Any]:
     """
     arguments = function.get("arguments")
     if isinstance(arguments, str) and arguments.strip():
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            raise broken_row("the arguments of a tool call are not JSON", arguments, f"{place}.arguments") from None
+        arguments = embedded_json(arguments, f"{place}.arguments", "the arguments of a tool call are not JSON")
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
         return {}
     if not isinstance(arguments, dict):
@@ -196,7 +187,7 @@ def _arguments(function: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def from_sharegpt(values: dict[str, Any]) -> Conversation:
-    raw = _parsed_list(values.get("conversations"))
+    raw = _parsed_list(values.get("conversations"), "conversations")
     if not isinstance(raw, list) or not raw:
         raise broken_row("expected a list of turns, at least one", raw, "conversations")
     messages = [_turn(turn, f"conversations[{i}]") for i, turn in enumerate(raw)]
@@ -238,10 +229,7 @@ def _either(turn: dict[str, Any], ours: str, other: str, place: str) -> str:
 def _function_calls(value: object, place: str) -> list[Any]:
     if not isinstance(value, str):
         raise broken_row("value must be text", value, place)
-    try:
-        parsed = json.loads(value)
-    except (ValueError, RecursionError):
-        raise broken_row("a function call must be JSON", value, place) from None
+    parsed = embedded_json(value, place, "a function call must be JSON")
     calls = parsed if isinstance(parsed, list) else [parsed]
     return [_call(call, place) for call in calls]
 

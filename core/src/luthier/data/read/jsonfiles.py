@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from luthier.data.read.row import Row, broken_row, faulty_row, row_of, unreadable_row
 from luthier.data.read.textfiles import read_lines, read_whole
@@ -21,16 +21,30 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+class RepeatedKey(ValueError):
+    """An object names one of its keys twice, and only one of the two values could be kept."""
 
 
-def parse_json(text: str, start: int = 0) -> tuple[Any, int]:
+def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in value if names.count(name) > 1)
+        raise RepeatedKey(f"the key {repeated!r} is given twice")
+    return value
+
+
+DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_object)
+QUICK_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)  # of a repeated key the last value stays
+
+
+def parse_json(text: str, start: int = 0, decoder: json.JSONDecoder = DECODER) -> tuple[Any, int]:
     """Return the value that begins at `start`, and where it ends.
 
-    Raises ValueError with the reason if there is none.
+    Raises ValueError with the reason if there is none, or if an object names a key twice.
     """
     try:
-        value, end = DECODER.raw_decode(text, start)
+        value, end = decoder.raw_decode(text, start)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if ESCAPE in text and SURROGATE.search(text, start, end):
@@ -45,8 +59,35 @@ def _check_surrogates(value: object) -> None:
         raise ValueError("it holds half of a surrogate pair, which is no valid text") from None
 
 
-def reason(error: ValueError) -> str:
-    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+def has_keys(text: str, number: int) -> bool:
+    """Return True if the JSON text of a value surely names this many keys at most. It is not parsed.
+
+    Each key has a colon, and so may a message. A key's follows a quote, unless there is space between them.
+    """
+    if text.count(":") <= number:  # true of most rows, and by far the quickest
+        return True
+    return text.count('":') <= number and not (" :" in text or "\t" in text or "\n" in text or "\r" in text)
+
+
+def embedded_json(text: str, place: str, problem: str = "") -> Any:
+    """Return the value of JSON text that stands inside of a row.
+
+    Raises `data-row`, with `problem` if it is no JSON; without a problem the text itself is then returned.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique_object)
+    except RepeatedKey as error:
+        raise broken_row(str(error), text, place) from None
+    except (ValueError, RecursionError):
+        if not problem:
+            return text
+        raise broken_row(problem, text, place) from None
+
+
+def _explain(error: ValueError) -> str:
+    if isinstance(error, RepeatedKey):
+        return str(error)
+    return f"not JSON: {error.msg if isinstance(error, json.JSONDecodeError) else error}"
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
@@ -87,7 +128,7 @@ def parse_row(text: str, where: str) -> Row:
     try:
         value, end = parse_json(text)
     except ValueError as error:
-        return faulty_row(broken_row(f"not JSON: {reason(error)}", text, where))
+        return faulty_row(broken_row(_explain(error), text, where))
     if text[end:].strip():
         return faulty_row(broken_row("not JSON: more text after the object", text[end:].strip(), where))
     return row_of(value, where)
@@ -123,7 +164,7 @@ class _Places:
             return parse_json(self.text, start)
         except ValueError as error:
             position = error.pos if isinstance(error, json.JSONDecodeError) else start
-            raise unreadable_row(self.at(position), f"not JSON: {reason(error)}") from None
+            raise unreadable_row(self.at(position), _explain(error)) from None
 
     def skip(self, start: int) -> int:
         return SPACE.match(self.text, start).end()  # type: ignore[union-attr]

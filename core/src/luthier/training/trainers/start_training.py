@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.data.first_look import look_at_rows
+from luthier.data.first_look import check_first_rows
 from luthier.errors import LuthierError
 from luthier.runs.writing.differences import read_allowed
 from luthier.training.train_run import train
@@ -36,5 +36,5 @@ def start_training(
     except LuthierError as error:
         if error.code == "run-folder-other" and objects.data is None:
             # rows that the loss does not take are the likelier mistake, and a new folder would not mend it
-            look_at_rows(recipe)
+            check_first_rows(recipe)
         raise
