@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from luthier import LuthierError
 from luthier.data.formats.wanted import TOKENS
 from luthier.data.prepare import prepare_data
+from luthier.data.template_calls import render_messages
 from luthier.data.tokenise.chat_template import load_template
 from luthier.data.tokenise.plain.file_tokenizer import CLASSES, read_tokenizer
 from luthier.demo import MODEL
 from luthier.recipe.schema import Data, Model, Source
+from luthier.testing import expect_error
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -163,6 +165,15 @@ def test_a_template_cannot_leave_the_sandbox(chat, tmp_path):
     ):
         with pytest.raises(SecurityError):
             render_chat(template, [{"role": "user", "content": "hi"}], {})
+
+
+DOUBLING = "{{% set n = namespace(x='ab') %}}{{% for i in range(60) %}}{{% set n.x = {} %}}{{% endfor %}}{{{{ n.x }}}}"
+
+
+@pytest.mark.parametrize("doubled", ["n.x + n.x", "n.x ~ n.x", "n.x * 2", "[n.x, n.x] | join"])
+def test_a_template_that_doubles_its_text_is_stopped_before_the_memory_is_full(doubled, chat):
+    with expect_error("data-row", None, "characters"):
+        render_messages(chat("chatml"), DOUBLING.format(doubled), [{"role": "user", "content": "a"}], None, False, {})
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ class Tracked:
         self.spans: Spans = []
 
 
+LONGEST: Final = 1 << 26  # characters of a text that a loop keeps: it can double itself, and would fill the memory
 TRACKER: Final = "luthier_tracker"  # the variable by which the tags of one rendering find its record
 
 
@@ -81,7 +82,7 @@ class DictMaker:
 
 
 class GuardedNamespace(jinja2.utils.Namespace):
-    """A namespace through which no template reaches names that begin with an underscore."""
+    """A namespace that gives no template a name that begins with an underscore, nor room to double a text for ever."""
 
     def __init__(*args: Any, **values: Any) -> None:  # without a parameter named `self`, which may be a value's name
         _refuse_hidden(dict(*args[1:], **values))
@@ -89,6 +90,8 @@ class GuardedNamespace(jinja2.utils.Namespace):
 
     def __setitem__(self, name: str, value: Any) -> None:
         _refuse_hidden([name])
+        if isinstance(value, str) and len(value) > LONGEST:
+            raise jinja2.TemplateError(f"a text of {len(value):,} characters; {LONGEST:,} are the most")
         super().__setitem__(name, value)
 
 
