@@ -147,7 +147,7 @@ def test_a_base_cut_short_is_refused_before_the_run(bases, tmp_path, base, share
     path = cut_short(bases / base, tmp_path / "base", share)
     with pytest.raises(LuthierError) as caught:
         luthier.train(**settings_of(tmp_path / "base", "none"), output_dir=tmp_path / "run")
-    assert (caught.value.code, caught.value.where) == ("model-not-found", str(path))
+    assert (caught.value.code, caught.value.where) == ("file-damaged", str(path))
     assert not (tmp_path / "run").exists()
 
 
@@ -158,7 +158,7 @@ def test_a_trained_artifact_cut_short_is_refused_by_every_reader(bases, tmp_path
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(LuthierError) as caught:
         act(tmp_path / "run")
-    assert (caught.value.code, caught.value.where) == ("artifact-not-found", str(path))
+    assert (caught.value.code, caught.value.where) == ("file-damaged", str(path))
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -110,7 +110,7 @@ def a_model_that_is_not_there(world):
     world.train(model=str(world.folder / "nowhere"))
 
 
-@provokes("model-not-found", "cut", "not fully covered")
+@provokes("file-damaged", "cut", "not fully covered", "Copy or download")
 def a_model_whose_weights_were_cut(world):
     weights = shutil.copytree(world.model, world.folder / "cut") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

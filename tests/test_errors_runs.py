@@ -163,7 +163,7 @@ def an_adapter_that_lost_a_tensor(world):
     luthier.generate(world.folder / "run", "1?")
 
 
-@provokes("artifact-mismatch", "luthier.json", "damaged", "Copy the file again")
+@provokes("file-damaged", "luthier.json", "damaged", "Copy or download the file again")
 def an_adapter_whose_note_is_damaged(world):
     (world.train().artifact / "luthier.json").write_text("{")
     luthier.generate(world.folder / "run", "1?")

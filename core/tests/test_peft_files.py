@@ -59,20 +59,20 @@ def test_files_that_say_the_same_are_the_same_bytes(folder, tmp_path):
 )
 def test_a_config_that_is_no_json_is_refused_with_its_place(folder, text):
     (folder / PEFT_CONFIG).write_text(text)
-    with expect_error("artifact-mismatch", str(folder / PEFT_CONFIG)):
+    with expect_error("file-damaged", str(folder / PEFT_CONFIG)):
         read_peft_config(folder, FIELDS)
 
 
 @pytest.mark.parametrize("content", [[], [WHOLE], "SHED", 3, None])
 def test_a_config_that_is_no_object_is_refused_by_its_type(folder, content):
     (folder / PEFT_CONFIG).write_text(json.dumps(content))
-    with expect_error("artifact-mismatch", str(folder / PEFT_CONFIG), type(content).__name__):
+    with expect_error("file-damaged", str(folder / PEFT_CONFIG), type(content).__name__):
         read_peft_config(folder, FIELDS)
 
 
 def test_bytes_that_are_no_text_are_refused(folder):
     (folder / PEFT_CONFIG).write_bytes(b"\xff\xfe{}")
-    with expect_error("artifact-mismatch", str(folder / PEFT_CONFIG)):
+    with expect_error("file-damaged", str(folder / PEFT_CONFIG)):
         read_peft_config(folder, FIELDS)
 
 
@@ -129,7 +129,7 @@ def test_a_pickle_is_told_of_and_not_read(folder):
 @pytest.mark.parametrize("length", [0, 7, 40, -1])
 def test_cut_weights_are_refused(folder, length):
     (folder / PEFT_WEIGHTS).write_bytes((folder / PEFT_WEIGHTS).read_bytes()[:length])
-    with expect_error("artifact-mismatch", str(folder / PEFT_WEIGHTS)):
+    with expect_error("file-damaged", str(folder / PEFT_WEIGHTS)):
         read_peft_tensors(folder)
 
 
@@ -151,5 +151,5 @@ def test_no_content_raises_anything_but_an_error_with_a_place(content, tmp_path_
 def test_a_dtype_that_torch_lacks_is_refused(folder):
     header = json.dumps({"a": {"dtype": "F6_E2M3", "shape": [8], "data_offsets": [0, 6]}}).encode()
     (folder / PEFT_WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(6))
-    with expect_error("artifact-mismatch", str(folder / PEFT_WEIGHTS), "F6_E2M3"):
+    with expect_error("file-damaged", str(folder / PEFT_WEIGHTS), "F6_E2M3"):
         read_peft_tensors(folder)

@@ -78,9 +78,8 @@ def test_a_file_cut_short_is_refused(tmp_path):
     exported(tmp_path)
     path = tmp_path / files.FILE
     path.write_bytes(path.read_bytes()[:-100])
-    with expect_error("artifact-mismatch", "int8.safetensors") as caught:
+    with expect_error("file-damaged", "int8.safetensors"):
         files.load(tmp_path)
-    assert caught.value.code == "artifact-mismatch"
 
 
 def test_another_safetensors_file_is_refused(tmp_path):

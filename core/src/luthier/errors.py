@@ -132,6 +132,7 @@ CODES: Final[dict[str, Code]] = {
     ),
     "artifact-unmergeable": Code("This adapter cannot be merged here.", "Save the adapter itself."),
     "artifact-not-found": Code("There is no adapter or model in this folder.", "Check the path."),
+    "file-damaged": Code("A file of a model or an adapter was cut off or changed.", "Copy or download the file again."),
     "operation-differs": Code(
         "An installed operation gives other numbers than its reference.", "Uninstall it, or set kernels: reference.", 1
     ),

@@ -46,8 +46,8 @@ class PeftFields:
 def read_peft_config(folder: Path, fields: PeftFields) -> dict[str, Any]:
     """Return the content of adapter_config.json.
 
-    Raises `artifact-not-found`, or `artifact-mismatch` for a file that is no JSON object, is of another type, lacks a
-    field, has a value of a wrong type, or uses a field that the adapter does not understand.
+    Raises `artifact-not-found`, `file-damaged` for a file that is no JSON object, and `artifact-mismatch` for one that
+    is of another type, lacks a field, has a value of a wrong type, or uses a field that the adapter does not know.
     """
     config, path = read_peft_object(folder), folder / PEFT_CONFIG
     kind = config.get("peft_type")
@@ -68,7 +68,7 @@ def read_peft_config(folder: Path, fields: PeftFields) -> dict[str, Any]:
 
 
 def read_peft_object(folder: Path) -> dict[str, Any]:
-    """Return the content of adapter_config.json, of any method. Raises `artifact-not-found` or `artifact-mismatch`."""
+    """Return the content of adapter_config.json, of any method. Raises `artifact-not-found` or `file-damaged`."""
     path = folder / PEFT_CONFIG
     if not path.is_file():
         problem = f"no {PEFT_CONFIG} in this folder" if folder.is_dir() else "there is no such folder"
@@ -76,17 +76,17 @@ def read_peft_object(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise peft_misfit(path, f"it cannot be read: {error}", "Make it readable, or copy it again.") from None
+        raise damaged_file(path, f"it cannot be read: {error}", "Make it readable, or copy it again.") from None
     except (ValueError, RecursionError) as error:
-        raise peft_misfit(path, f"not JSON: {error}", "Copy the file again.") from None
+        raise damaged_file(path, f"not JSON: {error}") from None
     if not isinstance(config, dict):
         problem = f"a JSON object is expected, and this is a {type(config).__name__}"
-        raise peft_misfit(path, problem, "Copy the file again.")
+        raise damaged_file(path, problem)
     return config
 
 
 def read_peft_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of adapter_model.safetensors. Raises `artifact-not-found` or `artifact-mismatch`."""
+    """Return the tensors of adapter_model.safetensors. Raises `artifact-not-found` or `file-damaged`."""
     from safetensors.torch import load_file
 
     path = folder / PEFT_WEIGHTS
@@ -97,7 +97,7 @@ def read_peft_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # whatever the library raises, as a file may hold anything
-        raise peft_misfit(path, f"not a whole safetensors file: {error!r}", "Copy the file again.") from None
+        raise damaged_file(path, f"not a whole safetensors file: {error!r}") from None
 
 
 def write_peft_files(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -107,6 +107,11 @@ def write_peft_files(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), folder / PEFT_WEIGHTS, metadata={"format": "pt"})
     (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def damaged_file(path: Path, problem: str, remedy: str | None = None) -> LuthierError:
+    """Return the error for a file that cannot be read as what it is."""
+    return LuthierError("file-damaged", problem, where=str(path), remedy=remedy)
 
 
 def peft_misfit(path: Path, problem: str, remedy: str = FITS) -> LuthierError:

@@ -191,9 +191,8 @@ def test_a_damaged_file_is_named(tmp_path, file):
     world = World(fitting("lora"))
     world.part.save(tmp_path)
     (tmp_path / file).write_bytes(b"{]")
-    with pytest.raises(LuthierError, match="damaged") as caught:
+    with expect_error("file-damaged", file):
         world.part.load(tmp_path)
-    assert caught.value.code == "artifact-mismatch"
 
 
 def test_state_of_another_adapter_is_refused():

@@ -23,9 +23,9 @@ DAMAGES = {
     "no config": (lambda f: (f / CONFIG).unlink(), "artifact-not-found", CONFIG),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "artifact-not-found", WEIGHTS),
     "pickle": (lambda f: (f / WEIGHTS).rename(f / "adapter_model.bin"), "artifact-not-found", "pickle"),
-    "no json": (lambda f: (f / CONFIG).write_text("{"), "artifact-mismatch", "not JSON"),
+    "no json": (lambda f: (f / CONFIG).write_text("{"), "file-damaged", "not JSON"),
     "lora": (lambda f: (f / CONFIG).write_text('{"peft_type": "LORA"}'), "artifact-mismatch", "'LORA'"),
-    "no tensors": (lambda f: (f / WEIGHTS).write_text("no"), "artifact-mismatch", "not a whole safetensors"),
+    "no tensors": (lambda f: (f / WEIGHTS).write_text("no"), "file-damaged", "not a whole safetensors"),
     "other": (lambda f: save_file({"other": torch.ones(2)}, f / WEIGHTS), "artifact-mismatch", "it holds other"),
     "shape": (
         lambda f: save_file({"prompt_embeddings": torch.ones(2, 2)}, f / WEIGHTS),

@@ -180,8 +180,8 @@ def test_there_is_no_base_to_switch_to(attached, refused):
     [
         (lambda f: (f / WEIGHTS).unlink(), "artifact-not-found"),
         (lambda f: (f / "selective.json").unlink(), "artifact-not-found"),
-        (lambda f: (f / WEIGHTS).write_text("no"), "artifact-mismatch"),
-        (lambda f: (f / "selective.json").write_text("{"), "artifact-mismatch"),
+        (lambda f: (f / WEIGHTS).write_text("no"), "file-damaged"),
+        (lambda f: (f / "selective.json").write_text("{"), "file-damaged"),
         (lambda f: (f / "selective.json").write_text('{"method": "bitfit"}'), "artifact-mismatch"),
         (lambda f: save_file({"other": torch.ones(2)}, f / WEIGHTS), "artifact-mismatch"),
         (lambda f: save_file({k: v[:-1].clone() for k, v in load_file(f / WEIGHTS).items()}, f / WEIGHTS),

@@ -37,7 +37,8 @@ def export(model: Any, folder: Path) -> None:
 def load(folder: Path) -> Any:
     """Return the causal LM that `export` wrote, on the CPU, in evaluation mode, with the dtypes it had.
 
-    Raises `artifact-not-found` if there is no such file, and `artifact-mismatch` if it does not fit its configuration.
+    Raises `artifact-not-found` if there is no such file, `file-damaged` if it is not whole, and `artifact-mismatch` if
+    it does not fit its configuration.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -80,9 +81,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             # cloned: a view of the file may be unaligned, and some kernels then add in another order
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
-        raise LuthierError(
-            "artifact-mismatch", f"the safetensors file is incomplete: {error}", where=str(path)
-        ) from None
+        raise LuthierError("file-damaged", f"not a whole safetensors file: {error}", where=str(path)) from None
     if metadata.get("format") != FORMAT:
         problem = f"the file's format is not {FORMAT}"
         raise LuthierError("artifact-mismatch", problem, where=str(path), found=metadata.get("format"))

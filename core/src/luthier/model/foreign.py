@@ -24,6 +24,7 @@ OBJECTS: Final = (  # files that each contain a JSON object, in the order in whi
     "model.safetensors.index.json",
     "adapter_config.json",
 )
+SAFETENSORS: Final = ".safetensors"
 PICKLED: Final = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth")
 
 
@@ -31,7 +32,7 @@ PICKLED: Final = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth")
 def explain_reading(
     source: str | Path, code: str = "model-not-found", *, file: str = "", said: str = "", remedy: str | None = None
 ) -> Iterator[None]:
-    """Raise an error of `code` for whatever is raised inside; its place is the broken file of a folder, or `source`.
+    """Raise an error of `code` for whatever is raised inside, or `file-damaged` where a file of `source` is broken.
 
     Where no file is to blame it is `file` in the folder that is named, and `said` goes before the cause. A device whose
     memory ran out is told of elsewhere, and so as it is.
@@ -62,18 +63,18 @@ def describe_error(error: BaseException) -> str:
 def find_broken_file(folder: Path, code: str) -> LuthierError | None:
     """Return what is wrong with the first file of a model's folder that cannot be read as what it is; None: nothing.
 
-    Of weights the headers alone are read.
+    `folder` may also be one file of weights. Of weights the headers alone are read. `code` is that of pickled ones.
     """
     for path in (folder / name for name in OBJECTS if (folder / name).is_file()):
         problem = _object_problem(path)
         if problem is not None:
-            return LuthierError(code, problem, where=str(path), remedy="Correct it, or copy the file again.")
-    for path in sorted(folder.glob("*.safetensors")):
+            return LuthierError("file-damaged", problem, where=str(path), remedy="Correct it, or copy the file again.")
+    for path in [folder] if folder.suffix == SAFETENSORS else sorted(folder.glob(f"*{SAFETENSORS}")):
         problem = _header_problem(path)
         if problem is not None:
-            return LuthierError(code, problem, where=str(path), remedy="Copy or download the file again.")
+            return LuthierError("file-damaged", problem, where=str(path))
     pickled = sorted(path for kind in PICKLED for path in folder.glob(kind))
-    if pickled and not any(folder.glob("*.safetensors")):
+    if pickled and not any(folder.glob(f"*{SAFETENSORS}")):
         problem = "the weights are pickled, which Luthier does not read: a pickle may run anything"
         remedy = "Save the model with transformers' save_pretrained, which writes safetensors."
         return LuthierError(code, problem, where=str(pickled[0]), remedy=remedy)

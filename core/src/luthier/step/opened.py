@@ -237,7 +237,7 @@ def _note(path: Path) -> dict[str, Any]:
         return {**OPTIONAL, **note, **{key: note[key] for key in needed}}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"damaged: {type(error).__name__}: {error}"
-        raise LuthierError("artifact-mismatch", problem, where=str(path), remedy="Copy the file again.") from None
+        raise LuthierError("file-damaged", problem, where=str(path)) from None
 
 
 def _part(kind: str, spec: dict[str, Any]) -> Any:

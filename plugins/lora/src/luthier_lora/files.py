@@ -215,7 +215,7 @@ def _copied_modules(folder: Path, config: Mapping[str, Any]) -> list[str]:
         with safe_open(path, "pt") as file:
             names = [name.removeprefix(PREFIX) for name in file.keys()]  # noqa: SIM118 - it is no mapping
     except SafetensorError as error:
-        raise peft_misfit(path, f"not a whole safetensors file: {error}", "Copy the file again.") from None
+        raise LuthierError("file-damaged", f"not a whole safetensors file: {error}", where=str(path)) from None
     whole = [name.removesuffix(".weight") for name in names if name.endswith(".weight") and not UPDATE.search(name)]
     saved = [re.compile(rf"{re.escape(end)}(\.|$)") for end in config["modules_to_save"] or ()]
     return sorted(name for name in whole if not any(one.search(name) for one in saved))

@@ -88,7 +88,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise LuthierError("artifact-mismatch", "it has another format", where=str(path), remedy=FITS)
     except (ValueError, KeyError, TypeError) as error:
         problem = f"the file is damaged: {type(error).__name__}: {error}"
-        raise LuthierError("artifact-mismatch", problem, where=str(path), remedy="Copy the file again.") from None
+        raise LuthierError("file-damaged", problem, where=str(path)) from None
     return config
 
 
@@ -175,4 +175,4 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         problem = f"not a whole safetensors file: {error}"
-        raise LuthierError("artifact-mismatch", problem, where=str(path), remedy="Copy the file again.") from None
+        raise LuthierError("file-damaged", problem, where=str(path)) from None

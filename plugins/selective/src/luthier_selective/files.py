@@ -27,15 +27,20 @@ def save_tensors(folder: Path, config: Mapping[str, Any], state: Mapping[str, Te
 
 
 def load_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors. Raises `artifact-not-found`, or `artifact-mismatch` if damaged or of other options."""
+    """Return the tensors. Raises `artifact-not-found`, `file-damaged`, or `artifact-mismatch` for other options."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise LuthierError("artifact-not-found", f"no {name} in this folder", where=str(folder))
     try:
         file_config = json.loads((folder / CONFIG).read_text("utf-8"))
+    except ValueError as error:
+        raise LuthierError("file-damaged", f"not JSON: {error}", where=str(folder / CONFIG)) from None
+    try:
         tensors = load_file(folder / WEIGHTS)
-    except (ValueError, SafetensorError) as error:
-        raise _misfit(folder, f"a file is damaged: {error}", "Copy the folder again.") from None
+    except SafetensorError as error:
+        raise LuthierError(
+            "file-damaged", f"not a whole safetensors file: {error}", where=str(folder / WEIGHTS)
+        ) from None
     for key in ("method", "token_ids"):
         if not isinstance(file_config, dict) or file_config.get(key) != config[key]:
             was = file_config.get(key) if isinstance(file_config, dict) else file_config

@@ -113,7 +113,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise LuthierError("artifact-mismatch", f"not JSON: {error}", where=str(path), remedy=FITS) from None
+        raise LuthierError("file-damaged", f"not JSON: {error}", where=str(path)) from None
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -122,5 +122,4 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        problem = f"not a whole safetensors file: {error}"
-        raise LuthierError("artifact-mismatch", problem, where=str(path), remedy="Copy the file again.") from None
+        raise LuthierError("file-damaged", f"not a whole safetensors file: {error}", where=str(path)) from None
