@@ -99,10 +99,13 @@ def test_bad_rows_that_the_run_alone_can_judge_are_left_to_it(settings, tmp_path
 
 def test_rows_are_not_read_whole_for_the_sake_of_a_look(tmp_path, monkeypatch):
     (tmp_path / "long.jsonl").write_text('{"text": "a"}\n' * 2000 + "{\n")
-    check_first_rows(load_recipe({"model": "demo", "data": str(tmp_path / "long.jsonl")}).recipe)
     (tmp_path / "rows.json").write_text('[{"x": "a"}]')
+    long, rows = (load_recipe({"model": "demo", "data": str(path)}).recipe for path in sorted(tmp_path.iterdir()))
+    check_first_rows(long)
+    with expect_error("data-format", "rows.json"):
+        check_first_rows(rows)
     monkeypatch.setattr(first_look, "SMALL", 5)
-    check_first_rows(load_recipe({"model": "demo", "data": str(tmp_path / "rows.json")}).recipe)
+    assert check_first_rows(rows) is None
 
 
 def test_the_table_of_a_finished_run_is_drawn_without_torch(trained, tiny):
