@@ -136,6 +136,23 @@ def test_a_loaded_models_ghost_shares_nothing_with_it_and_keeps_its_ties():
     assert not any(isinstance(p, Ghost) for p in model.parameters())
 
 
+def test_a_loaded_models_ghost_writes_products_into_memory_that_it_made():
+    model = tiny_model("llama")
+    world = ghosts()
+    with world:
+        weight = world.copy(model).lm_head.weight.detach()  # as a rehearsal copies a model that was handed over
+        memory = weight.new_empty(4 * weight.shape[0]).view(4, -1)
+        products = torch.mm(torch.randn(4, weight.shape[1]), weight.t(), out=memory)
+    assert not is_ghost(weight.inner)
+    assert products is memory
+
+
+def test_a_ghost_that_is_only_written_to_is_enough():
+    with ghosts():
+        memory = torch.randn(2, 5)
+    assert torch.mm(torch.ones(2, 3), torch.ones(3, 5), out=memory) is memory
+
+
 def test_a_module_of_ghosts_moves_to_another_dtype_with_its_inside():
     world = ghosts()
     with world:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
@@ -51,7 +51,8 @@ class Ghost(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        return next(_ghosts(args)).world.call(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        return next(_ghosts((*args, *kwargs.values()))).world.call(func, args, kwargs)
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
         """With the next method this lets `module.to` swap parameters instead of setting their data."""
@@ -165,13 +166,15 @@ class Ghosts(TorchDispatchMode):
         return out
 
     def _wrapped(self, inner: Tensor, device: torch.device) -> Ghost:
+        assert not isinstance(inner, Ghost)
         if device.type == self._kind:
             wide = inner.dim() > 0 and inner.shape[-1] == self._vocabulary
             self.ledger.count(inner.untyped_storage(), HEAD if wide else ACTIVATIONS)
         return Ghost(inner, device, self)
 
     def _like(self, tensor: Tensor) -> Tensor:
-        inner = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
+        with _disable_current_modes():  # within this mode the memory would be a ghost itself, and its ghost one of two
+            inner = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
         ghost = self._wrapped(inner, tensor.device)
         return nn.Parameter(ghost, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else ghost
 
