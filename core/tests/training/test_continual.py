@@ -97,7 +97,7 @@ def test_the_screen_and_the_table_explain_the_measures_and_have_none_of_a_perple
 
 
 def test_one_data_set_is_cut_into_runs_by_flags_alone(task_files, tmp_path):
-    flags = ["--model", "demo", "--data", str(task_files["first"]), "--data.validation", "0.25", "--num-runs", "2",
+    flags = ["--data", str(task_files["first"]), "--data.validation", "0.25", "--num-runs", "2",
              "--steps-per-run", "1", "--samples-per-run", "4", "--global-batch-size", "2", "--merge-mode", "lora",
              "--memory-check", "false", "--output-dir", str(tmp_path / "out"), "--json"]  # fmt: skip
     done = CliRunner().invoke(app, ["continual", *flags])
@@ -105,6 +105,17 @@ def test_one_data_set_is_cut_into_runs_by_flags_alone(task_files, tmp_path):
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["tasks"] == ["run-00", "run-01"]
     assert json.loads((tmp_path / "out/task-01-run-01/adapter/luthier.json").read_text())["adapter"]["name"] == "lora"
+    assert "the embedded model is trained" in done.stderr
+    assert load_yaml((tmp_path / "out/task-01-run-01/recipe.yaml").read_text(), "recipe")[0]["model"]["name_or_path"] == "demo"
+
+
+def test_a_recipe_without_a_model_is_refused_and_a_flag_wins_over_the_embedded_one(task_files, tmp_path):
+    rows = {"data": {"train": [str(task_files["first"])], "validation": 0.25}, "num_runs": 2}
+    with pytest.raises(LuthierError) as refused:
+        luthier.continual(rows, output_dir=tmp_path / "out", dry_run=True)
+    assert (refused.value.code, refused.value.where) == ("recipe-missing", "model")
+    with pytest.raises(LuthierError, match="nowhere"):
+        luthier.multi_run(**rows, model=str(tmp_path / "nowhere"), output_dir=tmp_path / "out")
 
 
 @pytest.mark.parametrize(("given", "held_out"), [({}, 2), ({"data.validation": 0.25}, 5)])

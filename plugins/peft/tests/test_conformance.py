@@ -38,6 +38,11 @@ def test_keeps_the_laws_of_adapters(method, law):
     check.law.function(check.subject, fitting(method), **drawn)
 
 
+def test_vectors_that_peft_makes_on_the_cpu_lie_where_the_weights_are():
+    check = check_of("tinylora", "attaches_where_the_weights_are")
+    check.law.function(check.subject, fitting("tinylora"), seed=3)
+
+
 @pytest.mark.parametrize("method", RECORDS)
 def test_options_are_frozen_described_and_survive_a_round_trip(method):
     for name in ("options_are_frozen_and_described", "options_survive_a_round_trip"):

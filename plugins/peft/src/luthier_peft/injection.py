@@ -48,6 +48,7 @@ def inject(model: nn.Module, config: Any, context: Context, where: str) -> PeftM
             raise  # SHiRA counts the entries of its mask, which a tensor without data does not have
         raise _refusal(error, model, where) from error
     _freeze_settings(model)
+    _place_parameters(handle, context.device)
     return handle
 
 
@@ -106,6 +107,15 @@ def _freeze_settings(model: nn.Module) -> None:
                 first = name.partition(".")[0]
                 if first in module.other_param_names and first not in module.adapter_layer_names:
                     parameter.requires_grad_(False)
+
+
+def _place_parameters(handle: PeftModel, device: torch.device) -> None:
+    """Move parameters to the weights' device that PEFT 0.21 leaves on the CPU, such as most of TinyLoRA's vectors."""
+    for module in handle.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.device.type != device.type:
+                placed = nn.Parameter(parameter.detach().to(device), parameter.requires_grad)
+                module.register_parameter(name, placed)
 
 
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -30,6 +30,7 @@ from luthier.training.rows import prepared_data
 
 FOLDER: Final = "runs/continual"
 ROWS: Final = "data"  # the folder of the rows' slices
+EMBEDDED: Final = "demo"
 HELD_OUT: Final = 0.1  # the share of each run's rows on which the runs are compared
 log = get_logger()
 
@@ -91,6 +92,17 @@ class _Asked:
 
 
 def _read_asked(source: Any, overrides: Any, own: Mapping[str, Any], output_dir: Any, *, fresh: bool) -> _Asked:
+    """Return the sequence that was asked for; one without a recipe that names no model trains the embedded one."""
+    try:
+        return _read_named(source, overrides, own, output_dir, fresh=fresh)
+    except LuthierError as error:
+        if source is not None or (error.code, error.where) != ("recipe-missing", "model"):
+            raise
+    log.warning("the embedded model is trained", model=EMBEDDED, because="no model is named", remedy="give model")
+    return _read_named({"model": EMBEDDED}, overrides, own, output_dir, fresh=fresh)
+
+
+def _read_named(source: Any, overrides: Any, own: Mapping[str, Any], output_dir: Any, *, fresh: bool) -> _Asked:
     tree, base, sequence, rest = read_sequence(source, overrides, own)
     if not isinstance(tree.get("model", ""), (str, Mapping)):
         remedy = "Save it to a folder, and give the folder's name."
