@@ -32,6 +32,7 @@ _HOMES = {
         *("PEFT_CONFIG", "PEFT_WEIGHTS", "PeftFields", "peft_misfit", "read_peft_config", "read_peft_object"),
         *("read_peft_tensors", "write_peft_files"),
     ),
+    "luthier.state_tree": ("check_tensors", "fill_tensors"),
     "luthier.logs": ("get_logger",),
     "luthier.plugins.hookspecs": ("hookimpl",),
     "luthier.plugins.events": ("event",),
@@ -216,6 +217,7 @@ if TYPE_CHECKING:
         TrainerRecord,
     )
     from luthier.recipe import Recipe
+    from luthier.state_tree import check_tensors, fill_tensors
     from luthier.training.run import Run
     from luthier.training.trained.open_chat import open_chat
     from luthier.training.trainers.trainer_session import TrainerSession

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from luthier.errors import LuthierError
+from luthier.peft_files import FITS
 
 TENSORS: Final = "state.safetensors"
 VALUES: Final = "state.json"
@@ -212,3 +213,22 @@ def _placed(value: Any, device: torch.device) -> Any:
     if isinstance(value, list):
         return [_placed(v, device) for v in value]
     return {k: _placed(v, device) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Any], where: str, code: str) -> None:
+    """Raise `code`, with `where` as its place, if a tensor is missing, unknown or of another shape."""
+    for problem, names in (("lacks", expected.keys() - given.keys()), ("has unknown", given.keys() - expected.keys())):
+        if names:
+            raise LuthierError(code, f"{problem} {len(names)} tensors", where=where, found=min(names), remedy=FITS)
+    for name, tensor in expected.items():
+        if tensor.shape != given[name].shape:
+            problem = f"{name} has shape {list(given[name].shape)}, the model's is {list(tensor.shape)}"
+            raise LuthierError(code, problem, where=where, remedy=FITS)
+
+
+@torch.no_grad()
+def fill_tensors(state: Mapping[str, Tensor], given: Mapping[str, Any], where: str, code: str) -> None:
+    """Copy tensors into those of the same names. If one does not fit, as in `check_tensors`, change nothing."""
+    check_tensors(state, given, where, code)
+    for name, tensor in state.items():
+        tensor.copy_(given[name])

@@ -12,6 +12,7 @@ from luthier.errors import LuthierError
 from luthier.state_tree import (
     DTYPES,
     TENSORS,
+    fill_tensors,
     load_state,
     optimizer_state,
     rebuild_tree,
@@ -241,3 +242,19 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path):
     with pytest.raises(LuthierError) as caught:
         restore_optimizer(other, optimizer_state(one))
     assert caught.value.code == "checkpoint-corrupt"
+
+
+def test_tensors_that_do_not_fit_are_refused_and_change_nothing():
+    own = {"a": torch.zeros(2), "b": torch.zeros(3)}
+    fitting = {"a": torch.ones(2), "b": torch.ones(3)}
+    for wrong, problem in (
+        ({"a": torch.ones(2)}, "lacks"),
+        ({**fitting, "c": torch.ones(1)}, "unknown"),
+        ({**fitting, "b": torch.ones(4)}, "shape"),
+    ):
+        with pytest.raises(LuthierError, match=problem) as refused:
+            fill_tensors(own, wrong, "adapter state", "checkpoint-corrupt")
+        assert (refused.value.code, refused.value.where) == ("checkpoint-corrupt", "adapter state")
+        assert not own["a"].any()
+    fill_tensors(own, fitting, "adapter state", "checkpoint-corrupt")
+    assert own["a"].all() and own["b"].all()

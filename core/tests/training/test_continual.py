@@ -106,7 +106,10 @@ def test_one_data_set_is_cut_into_runs_by_flags_alone(task_files, tmp_path):
     assert json.loads(done.stdout)["tasks"] == ["run-00", "run-01"]
     assert json.loads((tmp_path / "out/task-01-run-01/adapter/luthier.json").read_text())["adapter"]["name"] == "lora"
     assert "the embedded model is trained" in done.stderr
-    assert load_yaml((tmp_path / "out/task-01-run-01/recipe.yaml").read_text(), "recipe")[0]["model"]["name_or_path"] == "demo"
+    assert (
+        load_yaml((tmp_path / "out/task-01-run-01/recipe.yaml").read_text(), "recipe")[0]["model"]["name_or_path"]
+        == "demo"
+    )
 
 
 def test_a_recipe_without_a_model_is_refused_and_a_flag_wins_over_the_embedded_one(task_files, tmp_path):

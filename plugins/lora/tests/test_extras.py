@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from luthier import LuthierError
 from luthier.testing.worlds import tiny_model
 from luthier_lora import Dora, Lora, options_of
 from luthier_lora.adapter import LoraAdapter
@@ -230,6 +231,16 @@ def test_a_preset_sets_its_table_and_what_is_given_wins(kind, preset):
     assert kind(preset=preset, lora_alpha=16).lora_alpha == 16
     assert kind(preset=preset, target_modules=["k_proj"]).target_modules == ["k_proj"]
     assert (kind().r, kind().lora_alpha, kind().target_modules) == (8, 16, None)
+
+
+def test_a_preset_whose_rank_no_layer_can_have_is_refused_with_what_can_be_given(attached):
+    with pytest.raises(LuthierError) as refused:
+        attached(Lora(preset="quality"))
+    assert (refused.value.code, refused.value.where) == ("recipe-out-of-range", "r")
+    assert "32" in refused.value.remedy and "preset" in refused.value.remedy
+    with pytest.raises(LuthierError) as refused:
+        attached(Lora(r=256))
+    assert "preset" not in refused.value.remedy
 
 
 @settings(max_examples=20, deadline=None)

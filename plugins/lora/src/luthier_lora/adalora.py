@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 import torch
-from luthier import PEFT_CONFIG, PEFT_WEIGHTS, Context, Progress, peft_misfit, read_peft_config
+from luthier import PEFT_CONFIG, PEFT_WEIGHTS, Context, Progress, fill_tensors, peft_misfit, read_peft_config
 from torch import Tensor, nn
 
 from luthier_lora import files
@@ -70,7 +70,7 @@ class AdaLoraAdapter(LoraAdapter):
         return {"parameters": super().state(), "budget": self.budget.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        files.fill(super().state(), state.get("parameters", {}), "adapter state", "checkpoint-corrupt")
+        fill_tensors(super().state(), state.get("parameters", {}), "adapter state", "checkpoint-corrupt")
         self.budget.load_state(state["budget"], next(iter(self._named().values())).device)
 
     def save(self, folder: Path) -> None:
@@ -102,7 +102,7 @@ class AdaLoraAdapter(LoraAdapter):
         state = super().state()
         own = files.read_own(folder, self.model, state)
         tensors = {name: _spread(name, tensor, masks) for name, tensor in own.items()}
-        files.fill(state, tensors, str(folder / PEFT_WEIGHTS), "artifact-mismatch")
+        fill_tensors(state, tensors, str(folder / PEFT_WEIGHTS), "artifact-mismatch")
         self.budget.kept = masks or None
 
     def _class(self) -> type[LoraLayer]:

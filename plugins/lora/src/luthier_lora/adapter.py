@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import attrs
 import torch
-from luthier import Context, Group, LuthierError, Progress, get_logger
+from luthier import Context, Group, LuthierError, Progress, fill_tensors, get_logger
 from torch import Tensor, nn
 
 from luthier_lora import files
@@ -101,7 +101,7 @@ class LoraAdapter:
         return {files.PREFIX + name: parameter.detach() for name, parameter in self._named().items()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        files.fill(self.state(), state, "adapter state", "checkpoint-corrupt")
+        fill_tensors(self.state(), state, "adapter state", "checkpoint-corrupt")
 
     def save(self, folder: Path) -> None:
         """Write a folder that plain PEFT loads."""

@@ -12,9 +12,9 @@ import torch
 from luthier import (
     PEFT_CONFIG,
     PEFT_WEIGHTS,
-    LuthierError,
     PeftFields,
     drop_base_copies,
+    fill_tensors,
     peft_misfit,
     read_peft_config,
     read_peft_object,
@@ -145,7 +145,7 @@ def load(folder: Path, model: Any, options: Lora | Dora, targets: Targets, state
             folder / PEFT_CONFIG, f"the adapter has init_lora_weights {began!r}, the options have another"
         )
     scales = {name: torch.ones_like(tensor) for name, tensor in state.items() if name.endswith(SCALE)}
-    fill(state, {**read_own(folder, model, state), **scales}, str(folder / PEFT_WEIGHTS), "artifact-mismatch")
+    fill_tensors(state, {**read_own(folder, model, state), **scales}, str(folder / PEFT_WEIGHTS), "artifact-mismatch")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -182,21 +182,6 @@ def read_options(folder: Path) -> Lora | Dora | AdaLora:
 def is_adalora(folder: Path) -> bool:
     """Return True if the adapter in a folder is one of AdaLoRA. Raises as `read_peft_object` does."""
     return read_peft_object(folder).get("peft_type") == "ADALORA"
-
-
-def fill(state: Mapping[str, Tensor], given: Mapping[str, Any], where: str, code: str) -> None:
-    """Copy tensors into those of the same names. If one is missing, unknown or of another shape, change nothing."""
-    for problem, names in (("lacks", state.keys() - given.keys()), ("has unknown", given.keys() - state.keys())):
-        if names:
-            first = sorted(names)[0]
-            raise LuthierError(code, f"{problem} {len(names)} tensors", where=where, found=first, remedy=FITS)
-    for name, tensor in state.items():
-        if tensor.shape != given[name].shape:
-            problem = f"{name} has shape {list(given[name].shape)}, the model's is {list(tensor.shape)}"
-            raise LuthierError(code, problem, where=where, remedy=FITS)
-    with torch.no_grad():
-        for name, tensor in state.items():
-            tensor.copy_(given[name])
 
 
 def read_own(folder: Path, model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -58,9 +58,9 @@ def check_ranks(options: LowRank, sizes: Mapping[str, tuple[int, int]], context:
         if rank > most:
             problem = f"no layer can have this rank: the widest, {widest}, is {list(sizes[widest])}"
             where = option if end is None else f"rank_pattern.{end}"
-            raise LuthierError(
-                "recipe-out-of-range", problem, where=where, found=rank, remedy=f"At most {most} is possible."
-            )
+            wins = f" An {option} that is given wins over the preset's." if end is None and options.preset else ""
+            remedy = f"At most {most} is possible.{wins}"
+            raise LuthierError("recipe-out-of-range", problem, where=where, found=rank, remedy=remedy)
 
 
 def _fits(pattern: str, name: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from luthier import Context, Group, LuthierError, Progress
+from luthier import Context, Group, LuthierError, Progress, check_tensors
 from torch import Tensor, nn
 
 from luthier_osft import Osft, files
@@ -195,7 +195,8 @@ class OsftAdapter:
         constants = self.constants()
         parameters = {name: tensor for name, tensor in self.state().items() if name not in constants}
         trained = {name: tensor for name, tensor in given.items() if not files.is_frozen(name, self.layers)}
-        files.check_tensors(parameters, trained, where, code)
+        check_tensors(parameters, trained, where, code)
+        files.check_finite(trained, where, code)
         return parameters
 
     def _fill(self, given: Mapping[str, Any], where: str, code: str) -> None:

@@ -112,7 +112,7 @@ def check_frozen(layers: Mapping[str, OsftLayer], given: Mapping[str, Tensor], w
     unknown = sorted(name for name in given if not name.startswith(known))
     if unknown:
         raise LuthierError(code, "it has tensors of unknown layers", where=where, found=unknown[0], remedy=FITS)
-    _check_finite(given, where, code)
+    check_finite(given, where, code)
 
 
 def count_preserved(own: Mapping[str, Tensor], layer: OsftLayer) -> int:
@@ -149,19 +149,8 @@ def _check_own(
             raise LuthierError(code, problem, where=where, remedy=FITS)
 
 
-def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str, code: str) -> None:
-    """Raise `code` if a tensor is missing, unknown, of another shape, or not finite."""
-    for problem, names in (("lacks", expected.keys() - given.keys()), ("has unknown", given.keys() - expected.keys())):
-        if names:
-            raise LuthierError(code, f"{problem} {len(names)} tensors", where=where, found=min(names), remedy=FITS)
-    for name, tensor in expected.items():
-        if tensor.shape != given[name].shape:
-            problem = f"{name} has shape {list(given[name].shape)}, the model's is {list(tensor.shape)}"
-            raise LuthierError(code, problem, where=where, remedy=FITS)
-    _check_finite(given, where, code)
-
-
-def _check_finite(given: Mapping[str, Tensor], where: str, code: str) -> None:
+def check_finite(given: Mapping[str, Tensor], where: str, code: str) -> None:
+    """Raise `code` if a tensor, or this rank's shard of it, has a number that is not finite."""
     for name, tensor in given.items():
         local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
         if not torch.isfinite(local).all():

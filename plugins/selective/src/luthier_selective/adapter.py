@@ -16,6 +16,7 @@ from luthier import (
     LuthierError,
     TokenRows,
     check_token_rows,
+    fill_tensors,
     get_logger,
     place_token_rows,
 )
@@ -78,7 +79,7 @@ class SelectiveAdapter(Adapter):
         return {name: parameter.detach() for name, parameter in self._named().items()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        files.fill_tensors(self.state(), state, "adapter state", "checkpoint-corrupt")
+        fill_tensors(self.state(), state, "adapter state", "checkpoint-corrupt")
 
     def save(self, folder: Path) -> None:
         """Write what trains alone: rows of tokens as PEFT has them, other parameters by their names in the model."""
@@ -93,7 +94,7 @@ class SelectiveAdapter(Adapter):
             row_files.load_rows(Path(folder), self.model, self.token_ids, self.rows if self._has_rows_alone() else {})
         else:
             tensors = files.load_tensors(Path(folder), self._describe())
-            files.fill_tensors(self.state(), tensors, str(Path(folder) / files.WEIGHTS), "artifact-mismatch")
+            fill_tensors(self.state(), tensors, str(Path(folder) / files.WEIGHTS), "artifact-mismatch")
 
     def merge(self, context: Context) -> Any:
         """Return the plain model. Raises `artifact-unmergeable` for NaN, or if it is merged already."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from luthier import LuthierError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -46,21 +45,6 @@ def load_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
             was = file_config.get(key) if isinstance(file_config, dict) else file_config
             raise _misfit(folder, f"the adapter has {key} {was!r}, the options {config[key]!r}")
     return tensors
-
-
-def fill_tensors(state: Mapping[str, Tensor], given: Mapping[str, Any], where: str, code: str) -> None:
-    """Copy tensors into those of the same names. If one is missing, unknown or of another shape, change nothing."""
-    for problem, names in (("lacks", state.keys() - given.keys()), ("has unknown", given.keys() - state.keys())):
-        if names:
-            first = sorted(names)[0]
-            raise LuthierError(code, f"{problem} {len(names)} tensors", where=where, found=first, remedy=FITS)
-    for name, tensor in state.items():
-        if tensor.shape != given[name].shape:
-            problem = f"{name} has shape {list(given[name].shape)}, the model's is {list(tensor.shape)}"
-            raise LuthierError(code, problem, where=where, remedy=FITS)
-    with torch.no_grad():
-        for name, tensor in state.items():
-            tensor.copy_(given[name])
 
 
 def _misfit(folder: Path, problem: str, remedy: str = FITS) -> LuthierError:

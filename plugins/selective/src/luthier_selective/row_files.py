@@ -14,6 +14,7 @@ from luthier import (
     PeftFields,
     TokenRows,
     drop_base_copies,
+    fill_tensors,
     peft_misfit,
     read_peft_config,
     read_peft_tensors,
@@ -22,7 +23,6 @@ from luthier import (
 from torch import Tensor
 
 from luthier_selective import Modules
-from luthier_selective.files import fill_tensors
 
 METHOD: Final = "TRAINABLE_TOKENS"
 PREFIX: Final = "base_model.model."

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from luthier import PEFT_WEIGHTS, Context, Group, LuthierError, get_logger
+from luthier import PEFT_WEIGHTS, Context, Group, LuthierError, check_tensors, fill_tensors, get_logger
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -105,9 +105,9 @@ class SlaoAdapter:
     def _fill(self, state: Mapping[str, Any], where: str, code: str) -> None:
         tensors = {name: tensor for name, tensor in self.state().items() if isinstance(tensor, Tensor)}
         given = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-        files.check_tensors(tensors, given, where, code)
-        for name, tensor in tensors.items():
-            tensor.copy_(given[name])
+        check_tensors(tensors, given, where, code)
+        files.check_finite(given, where, code)
+        fill_tensors(tensors, given, where, code)
         self.num_merged = int(state["num_merged"])
 
     def save(self, folder: Path) -> None:
