@@ -12,6 +12,7 @@ import torch
 from luthier import (
     PEFT_CONFIG,
     PEFT_WEIGHTS,
+    LuthierError,
     PeftFields,
     drop_base_copies,
     fill_tensors,
