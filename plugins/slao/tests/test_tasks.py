@@ -114,3 +114,31 @@ def test_its_folder_is_read_by_plain_peft(settings, tmp_path):
     with torch.no_grad():
         ours = run.model.eval()(input_ids=tokens, use_cache=False).logits
         assert torch.allclose(theirs(input_ids=tokens).logits, ours, atol=1e-5)
+
+
+@pytest.mark.parametrize("gate", [{"max_drift": 0.0}, {"max_loss_rise": 0.0}])
+def test_a_refused_task_leaves_no_trace_in_what_answers_and_what_the_next_task_begins_from(settings, tmp_path, gate):
+    """The second task has the first one's rows and an absurd rate, at which it unlearns them."""
+    rows = {"data": settings["tasks"][0]["data"]}
+    tasks = [
+        {"name": "one", **rows, "max_steps": 12, "learning_rate": 3e-2},
+        {"name": "two", **rows, "learning_rate": 100.0},
+    ]
+    options = Slao(r=4, lora_alpha=8, merge_weight="replace", **gate)
+    report = luthier.continual(settings, tasks=tasks, adapter=options, output_dir=tmp_path)
+    (kept, _, one), (refused, other, two) = (pair(run) for run in report.runs)
+    assert (one["num_merged"], two["num_merged"]) == (1, 1)
+    assert kept.keys() == refused.keys() and all(torch.equal(kept[name], refused[name]) for name in kept)
+    assert all(torch.equal(other[name], tensor) for name, tensor in of_side(kept, "lora_B").items())
+    losses = report.metrics["eval_loss"]
+    assert losses[0] == losses[1]
+
+
+def test_a_merge_that_lowers_the_held_out_loss_is_kept_as_without_a_gate(settings, tmp_path):
+    plain = luthier.continual(settings, adapter=OPTIONS, output_dir=tmp_path / "plain")
+    gated = luthier.continual(
+        settings, adapter=Slao(r=4, lora_alpha=8, max_loss_rise=0.0), output_dir=tmp_path / "gated"
+    )
+    for one, other in zip(plain.runs, gated.runs, strict=True):
+        for before, after in zip(pair(one), pair(other), strict=True):
+            assert all(torch.equal(torch.as_tensor(before[n]), torch.as_tensor(after[n])) for n in before)

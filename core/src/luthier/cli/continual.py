@@ -36,6 +36,10 @@ MergeMode = Annotated[str | None, typer.Option(help="The adapter that merges the
 EvalBase = Annotated[
     bool, typer.Option(help="Evaluate every task before the first is trained, which forward transfer needs.")
 ]
+RateDecay = Annotated[float | None, typer.Option(help="Factor of the learning rate from each task to the next.")]
+ReplayShare = Annotated[
+    float | None, typer.Option(help="Examples of earlier tasks in a later one, as a share of its own.")
+]
 OutputDir = Annotated[Path | None, typer.Option(help="The folder of the whole run.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only check every task, and show what it would be; nothing is written.")
@@ -45,7 +49,8 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Start again, in a new fold
 
 def continual(
     context: typer.Context, *, sets: Sets = None, num_runs: NumRuns = None, steps_per_run: StepsPerRun = None,
-    samples_per_run: SamplesPerRun = None, merge_mode: MergeMode = None, eval_base: EvalBase = True,
+    samples_per_run: SamplesPerRun = None, merge_mode: MergeMode = None,
+    learning_rate_decay: RateDecay = None, replay_share: ReplayShare = None, eval_base: EvalBase = True,
     output_dir: OutputDir = None, fresh: Fresh = False, dry_run: DryRun = False, allow_changed: AllowChanged = "",
     help_: Help = False, json: Json = False, log_level: LogLevel = "info", log_format: LogFormat = "console",
     log_file: LogFile = None,
@@ -57,7 +62,8 @@ def continual(
         show_help(context, USAGE)
     path, flags = split_words(context.args)
     flags = flags if merge_mode is None else ["--adapter", merge_mode, *flags]
-    own = {"num_runs": num_runs, "steps_per_run": steps_per_run, "samples_per_run": samples_per_run}
+    own = {"num_runs": num_runs, "steps_per_run": steps_per_run, "samples_per_run": samples_per_run,
+           "learning_rate_decay": learning_rate_decay, "replay_share": replay_share}  # fmt: skip
     given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
     given |= {} if eval_base else {"eval_base": False}
     overrides = [*parse_flags(flags, own_flags(context)), *parse_sets(sets or ())]

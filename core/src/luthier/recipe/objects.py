@@ -10,11 +10,16 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class TaskPlace:
-    """The place of a run among several tasks. `carried` is the folder with the state that the task before has left."""
+    """The place of a run among several tasks. `carried` is the folder with the state that the task before has left.
+
+    `earlier` are the recipes of the tasks before whose rows come again, `replay_share` as many as the run has itself.
+    """
 
     index: int = 0
     total: int = 1
     carried: Path | None = None
+    earlier: tuple[Any, ...] = ()
+    replay_share: float = 0.0
 
 
 @attrs.frozen(kw_only=True)

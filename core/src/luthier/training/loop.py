@@ -190,6 +190,8 @@ class Loop:
         if not has_default(adapter, "adapter", "end_task"):
             adapter.end_task(self.task.index, self.task.total)
             changed = True
+        if self.setup.validation is not None:
+            adapter.review_task(lambda: evaluate_loss(self.setup)["eval_loss"])
         if changed and self.setup.validation is not None:
             self.tally.evaluation = evaluate_loss(self.setup)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+import attrs
 
 from luthier.data.formats.wanted import Wanted
 from luthier.data.prepare import Prepared, prepare_data
@@ -14,9 +16,8 @@ from luthier.distributed.turns import first_here
 from luthier.distributed.world import World
 from luthier.logs import get_logger
 from luthier.recipe import Recipe
-
-if TYPE_CHECKING:
-    from luthier.recipe.objects import Objects
+from luthier.recipe.objects import Objects
+from luthier.training.continual.earlier_rows import add_earlier
 
 log = get_logger()
 PATIENCE: Final = 1.0  # seconds before a bar is drawn
@@ -37,8 +38,12 @@ def made_rows(recipe: Recipe, objects: Objects, tokenizer: Any, wanted: Wanted, 
 def prepared_data(recipe: Recipe, objects: Objects, tokenizer: Any, wanted: Wanted) -> Prepared:
     """Return the rows as token examples."""
     with progress() as seen:
-        return prepare_data(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, progress=seen,
-                            given=objects.data, given_validation=objects.eval_data)  # fmt: skip
+        prepared = prepare_data(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, progress=seen,
+                                given=objects.data, given_validation=objects.eval_data)  # fmt: skip
+    if objects.task is None or not objects.task.earlier:
+        return prepared
+    before = [prepared_data(earlier, Objects(), tokenizer, wanted).train for earlier in objects.task.earlier]
+    return attrs.evolve(prepared, train=add_earlier(prepared.train, before, objects.task.replay_share, recipe.seed))
 
 
 @contextmanager

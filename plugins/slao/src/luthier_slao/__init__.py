@@ -31,6 +31,12 @@ class Slao:
         help="Refuse a merge that would change B by more than this share of its norm; none: never refuse.",
         low=0.0,
     )
+    max_loss_rise: float | None = option(
+        None,
+        help="Refuse a merge after which the task's held-out loss is higher than before the task by more than this; "
+        "none: never refuse.",
+        low=0.0,
+    )
 
 
 @hookimpl

@@ -5,7 +5,7 @@ Whatever the number of tasks, only three matrices are kept for each layer: A, th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class SlaoAdapter:
         self.model: Any = None
         self.layers: dict[str, SlaoLayer] = {}
         self.num_merged = 0  # number of tasks whose B is in the merged B
+        self._replaced: dict[str, tuple[Tensor, Tensor]] = {}  # the merged pair before the last merge, until its review
 
     def attach(self, model: Any, context: Context) -> Any:
         """Wrap the target layers. A is drawn from the run's seed, as in LoRA, and B is zero."""
@@ -73,6 +74,7 @@ class SlaoAdapter:
             return
         for layer in self.layers.values():
             merged, trained = read_whole(layer.lora_B.weight), read_whole(layer.other_B)
+            write_whole(layer.other_A, read_whole(layer.lora_A.weight))
             write_whole(layer.lora_A.weight, orthonormal_rows(read_whole(layer.lora_A.weight)))
             first = {"last_trained": trained, "last_merged": merged, "zero": torch.zeros_like(merged)}
             write_whole(layer.lora_B.weight, first[self.options.begin_from])
@@ -80,20 +82,59 @@ class SlaoAdapter:
 
     @torch.no_grad()
     def end_task(self, index: int, total: int) -> None:
-        """Merge B into that of the earlier tasks. A merge that drifts too far is refused, and B stays as it was."""
+        """Merge B into that of the earlier tasks. A merge that drifts too far is refused, as if there were no task."""
         share = merge_share(self.options.merge_weight, self.num_merged + 1)
         moved = {name: self._merged(layer, share) for name, layer in self.layers.items()}
-        refused = self._drifts(moved)
-        if refused:
-            moved = {name: read_whole(layer.other_B) for name, layer in self.layers.items()}
+        self._replaced = self._earlier() if self.num_merged else {}
+        if self._drifts(moved):
+            self._restore(self._replaced)
+            self._replaced = {}
+            return
         for name, layer in self.layers.items():
             write_whole(layer.other_B, read_whole(layer.lora_B.weight))
             write_whole(layer.lora_B.weight, moved[name])
-        self.num_merged += not refused
+        self.num_merged += 1
+
+    @torch.no_grad()
+    def review_task(self, evaluate: Callable[[], float]) -> None:
+        """Take the merge back if it has raised the held-out loss by more than `max_loss_rise`."""
+        limit, replaced, self._replaced = self.options.max_loss_rise, self._replaced, {}
+        if limit is None or not replaced:
+            return
+        after, merged = evaluate(), self._in_use()
+        self._use(replaced)
+        before = evaluate()
+        if after - before <= limit:
+            self._use(merged)
+            return
+        log.warning("merge refused: the held-out loss rises", before=round(before, 4), after=round(after, 4),
+                    max_loss_rise=limit)  # fmt: skip
+        self._restore(replaced)
+        self.num_merged -= 1
+
+    def _earlier(self) -> dict[str, tuple[Tensor, Tensor]]:
+        layers = self.layers.items()
+        return {name: (read_whole(layer.other_A), read_whole(layer.other_B).clone()) for name, layer in layers}
+
+    def _in_use(self) -> dict[str, tuple[Tensor, Tensor]]:
+        pairs = {name: (layer.lora_A.weight, layer.lora_B.weight) for name, layer in self.layers.items()}
+        return {name: (read_whole(a), read_whole(b).clone()) for name, (a, b) in pairs.items()}
+
+    def _use(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        for name, (a, b) in pairs.items():
+            write_whole(self.layers[name].lora_A.weight, a)
+            write_whole(self.layers[name].lora_B.weight, b)
+
+    def _restore(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Use the merged pair of the tasks before, from which the next task then begins."""
+        self._use(pairs)
+        for name, (_, b) in pairs.items():
+            write_whole(self.layers[name].other_B, b)
 
     def state(self) -> dict[str, Any]:
-        """Return A and B under PEFT's names, the other B of each layer, and the number of merged tasks."""
-        others = {f"{name}.other_B": layer.other_B.detach() for name, layer in self.layers.items()}
+        """Return A and B under PEFT's names, the other pair of each layer, and the number of merged tasks."""
+        sides = [(name, layer, side) for name, layer in self.layers.items() for side in ("other_A", "other_B")]
+        others = {f"{name}.{side}": getattr(layer, side).detach() for name, layer, side in sides}
         own = {name: parameter.detach() for name, parameter in self._named().items()}
         return {**own, **others, "num_merged": self.num_merged}
 
@@ -120,7 +161,8 @@ class SlaoAdapter:
     def load(self, folder: Path) -> None:
         """Read what `save` wrote. Raises `artifact-mismatch` for another rank, base or targets."""
         tensors, others, number = files.load_adapter(folder, self.options)
-        given = {**tensors, **{f"{name}.other_B": t for name, t in others.items()}, "num_merged": number}
+        first = {n.replace(".lora_A.weight", ".other_A"): t for n, t in tensors.items() if n.endswith(".lora_A.weight")}
+        given = {**tensors, **first, **{f"{name}.other_B": t for name, t in others.items()}, "num_merged": number}
         self._fill(given, str(Path(folder) / PEFT_WEIGHTS), "artifact-mismatch")
 
     @torch.no_grad()

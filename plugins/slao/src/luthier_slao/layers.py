@@ -23,9 +23,9 @@ class Factor(nn.Module):
 
 
 class SlaoLayer(nn.Module):
-    """y = base(x) + scale B A x, with A [r, in], B [out, r]; `other_B` [out, r] is the B that is not in use.
+    """y = base(x) + scale B A x, with A [r, in], B [out, r]; `other_A` and `other_B` are a pair that is not in use.
 
-    While a task trains, `other_B` is the merged B of the tasks before; between tasks it is the last trained one.
+    While a task trains, they are the merged pair of the tasks before; between tasks `other_B` is the last trained B.
     """
 
     def __init__(self, base_layer: nn.Module, rank: int, scale: float, dropout: float, device: torch.device) -> None:
@@ -35,8 +35,9 @@ class SlaoLayer(nn.Module):
         dtype = torch.float64 if _is_double(base_layer) else torch.float32
         self.lora_A = Factor(torch.zeros(rank, self.in_features, dtype=dtype, device=device))
         self.lora_B = Factor(torch.zeros(self.out_features, rank, dtype=dtype, device=device))
-        other = torch.zeros(self.out_features, rank, dtype=dtype, device=device)
-        self.other_B = nn.Parameter(other, requires_grad=False)  # a parameter, so that it is sharded as B is
+        # parameters, so that they are sharded as A and B are
+        self.other_A = nn.Parameter(torch.zeros_like(self.lora_A.weight), requires_grad=False)
+        self.other_B = nn.Parameter(torch.zeros_like(self.lora_B.weight), requires_grad=False)
         self.lora_dropout = nn.Dropout(dropout)
         self.train(base_layer.training)
 

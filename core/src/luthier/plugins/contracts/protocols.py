@@ -151,6 +151,13 @@ class Adapter(Protocol):
         The last evaluation and the saved artifact use the weights as this method leaves them.
         """
 
+    def review_task(self, evaluate: Callable[[], float]) -> None:
+        """Keep what `end_task` did, or take it back, by what it does to the run's held-out rows.
+
+        `evaluate()` returns the loss over these rows with the weights as they are; every rank calls it equally often.
+        This method is called after `end_task`, if the run has held-out rows.
+        """
+
 
 @runtime_checkable
 class Loss(Protocol):

@@ -274,8 +274,7 @@ def merges_on_a_quantized_base(subject: Subject, options: Any, seed: int) -> Non
     world = _attached(subject, options, seed, quantizer=CodedQuantizer())
     world.train(2)
     before = world.outputs()
-    merged = world.part.merge(world.context)
-    _near(batch_logits(merged, probe_batch()), before, CODED, "outputs after merging over int8 codes")
+    _near(batch_logits(world.part.merge(world.context), probe_batch()), before, CODED, "outputs merged over int8 codes")
 
 
 def live(subject: Subject, options: Any) -> None:
@@ -296,5 +295,6 @@ def live(subject: Subject, options: Any) -> None:
     world.part.begin_task(1, 2)
     world.train(1)
     world.part.end_task(1, 2)
+    world.part.review_task(lambda: 0.0)
     if _mergeable(subject.record):
         world.part.merge(world.context)

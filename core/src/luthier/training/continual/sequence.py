@@ -18,11 +18,11 @@ from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.model.load import tokenizer_of
 from luthier.recipe import resolve_parts
-from luthier.recipe.objects import Objects, TaskPlace
+from luthier.recipe.objects import Objects
 from luthier.training.assemble import assemble_run, usable_device
 from luthier.training.best_metric import check_metrics
 from luthier.training.continual.forgetting_report import TaskReport, write_report
-from luthier.training.continual.tasks import Task
+from luthier.training.continual.tasks import Task, place_of
 from luthier.training.reopen import evaluate_rows
 from luthier.training.rows import prepared_data
 from luthier.training.run import Run
@@ -47,7 +47,7 @@ def train_tasks(tasks: Sequence[Task], folder: Path, objects: Objects, *, eval_b
     after: list[Scores] = []
     for number, task in enumerate(tasks):
         carried = Path(tasks[number - 1].recipe.output_dir or "") / STATE if number else None
-        place = TaskPlace(index=number, total=len(tasks), carried=carried)
+        place = place_of(tasks, number, carried)
         log.info("task", name=task.name, number=number + 1, of=len(tasks))
         runs.append(train(task.recipe, attrs.evolve(objects, task=place), allowed=allowed))
         after.append(_scores_after(runs[-1], validation, world))

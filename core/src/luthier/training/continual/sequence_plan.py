@@ -9,10 +9,10 @@ from typing import Any
 import attrs
 
 from luthier.recipe import Recipe, resolve_parts
-from luthier.recipe.objects import Objects, TaskPlace
+from luthier.recipe.objects import Objects
 from luthier.runs.writing.target import find_place
 from luthier.training.continual.sequence import task_validation
-from luthier.training.continual.tasks import Task
+from luthier.training.continual.tasks import Task, place_of
 from luthier.training.planning.plan_run import Plan, plan
 
 
@@ -86,7 +86,7 @@ def plan_tasks(
     """
     for task in tasks:
         task_validation(task, Objects())
-    places = [TaskPlace(index=number, total=len(tasks)) for number in range(len(tasks))]
+    places = [place_of(tasks, number) for number in range(len(tasks))]
     plans = [plan(task.recipe, Objects(task=place)) for task, place in zip(tasks, places, strict=True)]
     return SequencePlan(
         output_path=folder,

@@ -25,7 +25,15 @@ from luthier.training.continual.forgetting_report import TaskReport
 from luthier.training.continual.sequence import train_tasks
 from luthier.training.continual.sequence_plan import SequencePlan, plan_tasks
 from luthier.training.continual.slices import cut_rows, slice_name, slice_path, with_rows
-from luthier.training.continual.tasks import Task, TaskSequence, folder_name, make_tasks, place_tasks, read_sequence
+from luthier.training.continual.tasks import (
+    Task,
+    TaskSequence,
+    folder_name,
+    make_tasks,
+    place_tasks,
+    read_sequence,
+    relate_tasks,
+)
 from luthier.training.rows import prepared_data
 
 FOLDER: Final = "runs/continual"
@@ -107,7 +115,7 @@ def _read_named(source: Any, overrides: Any, own: Mapping[str, Any], output_dir:
     if not isinstance(tree.get("model", ""), (str, Mapping)):
         remedy = "Save it to a folder, and give the folder's name."
         raise LuthierError("recipe-wrong-type", "tasks begin from a base by its name", where="model", remedy=remedy)
-    tasks = make_tasks(tree, base, sequence.tasks, rest) if sequence.tasks else []
+    tasks = relate_tasks(make_tasks(tree, base, sequence.tasks, rest), sequence) if sequence.tasks else []
     shared = {name: value for name, value in tree.items() if name != "output_dir"}
     whole = tasks[0].recipe if tasks else _with_held_out(load_recipe(shared or None, rest, base=base))
     folder = _folder_of(tree, base, output_dir)
@@ -139,7 +147,8 @@ def _fresh_folder(folder: Path, recipe: Recipe, first: str) -> Path:
 def _sliced(recipe: Recipe, sequence: TaskSequence, folder: Path) -> list[Task]:
     files = cut_rows(recipe, sequence.num_runs or 1, sequence.samples_per_run, folder / ROWS)
     recipes = [with_rows(recipe, file, sequence.steps_per_run) for file in files]
-    return [Task(name=slice_name(number), recipe=own) for number, own in enumerate(recipes)]
+    tasks = [Task(name=slice_name(number), recipe=own) for number, own in enumerate(recipes)]
+    return relate_tasks(tasks, sequence)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from luthier.errors import LuthierError, suggest_nearest
 from luthier.plugins.options import option
 from luthier.plugins.structure import structure_value
 from luthier.recipe import Recipe, load_recipe
+from luthier.recipe.objects import TaskPlace
 from luthier.recipe.reading.recipe_files import find_file, read_recipe_file
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
@@ -33,6 +34,14 @@ class TaskSequence:
     )
     steps_per_run: int | None = option(None, help="Optimizer steps of each run; none: the recipe's length.", low=1)
     samples_per_run: int | None = option(None, help="Rows of each run; none: the rows divided evenly.", low=1)
+    learning_rate_decay: float = option(
+        1.0, help="Factor of the learning rate from each task to the next; a task's own rate stays.",
+        low=0.01, high=1.0,
+    )  # fmt: skip
+    replay_share: float = option(
+        0.0, help="Examples of the earlier tasks in a later one, as a share of its own; held-out rows are never used.",
+        low=0.0, high=10.0,
+    )  # fmt: skip
     eval_base: bool = option(
         True, help="Evaluate every task before the first one is trained: forward transfer needs it."
     )
@@ -40,10 +49,13 @@ class TaskSequence:
 
 @attrs.frozen(kw_only=True)
 class Task:
-    """One task: its name, and the whole recipe that trains it."""
+    """One task: its name, the whole recipe that trains it, and the earlier tasks' recipes whose rows come again."""
 
     name: str
     recipe: Recipe
+    has_rate: bool = False  # True if the learning rate is the task's own
+    earlier: tuple[Recipe, ...] = ()
+    replay_share: float = 0.0
 
 
 SHARED: Final = ("model", "quantizer", "adapter")  # what a task takes over from the one before
@@ -110,9 +122,35 @@ def make_tasks(
         shared = {name: value for name, value in tree.items() if name != "output_dir"}
         mapping = {**_without_rows(shared), **_merged_data(shared, own)}
         recipe = load_recipe(mapping, overrides, base=base).recipe
-        made.append(Task(name=task["name"], recipe=attrs.evolve(recipe, output_dir=None)))
+        recipe = attrs.evolve(recipe, output_dir=None)
+        made.append(Task(name=task["name"], recipe=recipe, has_rate="learning_rate" in own))
     _check_shared(made)
     return made
+
+
+def relate_tasks(tasks: Sequence[Task], sequence: TaskSequence) -> list[Task]:
+    """Return the tasks with the learning rates and the earlier rows that follow from their order.
+
+    Raises `recipe-conflict` where there is no learning rate to decay.
+    """
+    factor, related = sequence.learning_rate_decay, list[Task]()
+    for number, task in enumerate(tasks):
+        recipe = task.recipe
+        if factor != 1.0 and not task.has_rate:
+            if isinstance(recipe.learning_rate, str):
+                problem, remedy = "the learning rate is not known yet", "Give learning_rate as a number."
+                raise LuthierError("recipe-conflict", problem, where="learning_rate_decay", remedy=remedy)
+            recipe = attrs.evolve(recipe, learning_rate=recipe.learning_rate * factor**number)
+        earlier = tuple(before.recipe for before in tasks[:number]) if sequence.replay_share else ()
+        related.append(attrs.evolve(task, recipe=recipe, earlier=earlier, replay_share=sequence.replay_share))
+    return related
+
+
+def place_of(tasks: Sequence[Task], number: int, carried: Path | None = None) -> TaskPlace:
+    """Return a task's place among the others; `carried` is the folder of the state that it begins from."""
+    task = tasks[number]
+    return TaskPlace(index=number, total=len(tasks), carried=carried, earlier=task.earlier,
+                     replay_share=task.replay_share)  # fmt: skip
 
 
 def place_tasks(tasks: Sequence[Task], folder: Path) -> list[Task]:
