@@ -19,6 +19,8 @@ ALONE = {  # another value than the default, and what makes it read
     "metric_for_best_model": ("eval_accuracy", {"data.validation": 0.1}),
     "greater_is_better": (True, {"data.validation": 0.1}),
     "max_eval_answers": (4, {"metrics": ["exact_match"]}),
+    "data.max_length": (64, {"data.block_size": None}),
+    "data.overlong": ("drop", {"data.block_size": None}),
     "data.shuffle_buffer": (7, {"data.streaming": True}),
     "data.text_unit": ("line", {"data.train": [{"path": "a.txt.gz"}]}),
     "pure_bf16_update": ("float32_masters", {"precision": "pure_bf16"}),
@@ -36,8 +38,9 @@ def test_the_table_has_an_example_of_each():
 @pytest.mark.parametrize("name", ALONE)
 def test_an_option_is_refused_alone_and_taken_beside_what_reads_it(name):
     value, beside = ALONE[name]
+    without = {"data.block_size": 32} if "data.block_size" in beside else {}
     with pytest.raises(LuthierError) as caught:
-        read(**{name: value})
+        read(**{name: value}, **without)
     assert caught.value.code == "recipe-conflict" and name in caught.value.where
     found = read(**{name: value}, **beside)
     above, _, field = name.rpartition(".")

@@ -232,8 +232,9 @@ def test_files_that_do_not_fit_are_refused_by_name(saved, word):
     ("options", "word"), [(Osft(form="factored"), "form"), (Osft(unfreeze_rank_ratio=0.5), "unfreeze_rank_ratio")]
 )
 def test_files_of_other_options_are_refused(saved, options, word):
-    with pytest.raises(LuthierError, match=word):
+    with pytest.raises(LuthierError, match=word) as caught:
         attached(options).load(saved)
+    assert ("unfreeze_rank_ratio to 0.25" in caught.value.remedy) == (word == "unfreeze_rank_ratio")
 
 
 def test_files_that_are_missing_or_cut_off_are_refused(saved):

@@ -145,7 +145,7 @@ def _weights_folder(base: Path) -> Path:
 def _merged_folder(run: Path) -> Path:
     if not (run / "merged").is_dir():
         problem = "the run has no merged model"
-        raise LuthierError("artifact-not-found", problem, where=str(run), remedy=f"luthier merge {run}")
+        raise LuthierError("artifact-not-found", problem, where=str(run), remedy=f"Run: luthier merge {run}")
     return run / "merged"
 
 

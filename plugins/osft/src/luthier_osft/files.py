@@ -56,7 +56,7 @@ def load_adapter(
         shape, preserved = described.get("shape"), described.get("preserved")
         if preserved != layer.rank and options.rank_rule != "schedule":
             problem = f"{name} keeps {preserved} directions there, {layer.rank} by unfreeze_rank_ratio here"
-            raise LuthierError("artifact-mismatch", problem, where=where, remedy=FITS)
+            raise LuthierError("artifact-mismatch", problem, where=where, remedy=_name_ratio(config["layers"]))
         if shape != [layer.out_features, layer.in_features]:
             problem = f"{name} has shape {shape} there, {[layer.out_features, layer.in_features]} here"
             raise LuthierError("artifact-mismatch", problem, where=where, remedy=FITS)
@@ -68,6 +68,12 @@ def load_adapter(
             problem = f"the bases of {name} keep {held} directions, {CONFIG} says {config['layers'][name]['preserved']}"
             raise LuthierError("artifact-mismatch", problem, where=str(folder / WEIGHTS), remedy="Copy the file again.")
     return {n: tensor for n, tensor in tensors.items() if not n.startswith(FROZEN)}, frozen
+
+
+def _name_ratio(layers: Mapping[str, Any]) -> str:
+    """Return the advice to set the ratio that all layers of a file were trained with, if they had one."""
+    shares = {round(1 - layer["preserved"] / min(layer["shape"]), 2) for layer in layers.values()}
+    return FITS if len(shares) > 1 else f"Set the adapter's unfreeze_rank_ratio to {shares.pop():g}, as it was trained."
 
 
 def is_later_task(folder: Path) -> bool:

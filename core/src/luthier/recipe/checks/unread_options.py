@@ -37,6 +37,9 @@ READERS: Final[Mapping[str, Reader]] = {
     **dict.fromkeys(
         ("eval_steps", "eval_on_start", "max_eval_batches", "load_best_model_at_end",
          "metric_for_best_model", "greater_is_better"), NO_ROWS),
+    **dict.fromkeys(("data.max_length", "data.overlong"), Reader(
+        lambda recipe: recipe.data.block_size is None, "blocks are cut to block_size, however long a document is",
+        "Leave it out, or block_size.")),
     "data.shuffle_buffer": Reader(
         lambda recipe: recipe.data.streaming, "rows that do not stream are shuffled all at once",
         "Set data.streaming: true, or leave this out."),
