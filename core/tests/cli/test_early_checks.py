@@ -43,11 +43,13 @@ REFUSED = {
     "train --model demo --data missing.jsonl": "data-not-found",
     "train --model demo --data rows.jsonl --output-dir rows.jsonl/x": "path-unwritable",
     "train --model demo --data rows.jsonl --output-dir others": "run-folder-other",
+    "train --model demo --data rows.jsonl --merge true": "recipe-conflict",
     "train --model demo --data columns.jsonl": "data-format",
     "train --model demo --data broken.jsonl": "data-row",
     "plan --model demo --data broken.jsonl": "data-row",
     "generate runs/demoo hi": "model-not-found",
     "merge runs/demoo": "model-not-found",
+    "export others --format nothing": "part-unknown",
 }
 
 

@@ -9,7 +9,7 @@ from luthier.errors import LuthierError
 from luthier.recipe import Recipe, load_recipe, parse_flags, resolve_parts
 from luthier.recipe.checks.soundness import check_parts
 from luthier.recipe.reading.foreign_keys import FOREIGN, INSTEAD
-from luthier.recipe.reading.overrides import _is_known
+from luthier.recipe.reading.overrides import _is_known, parse_sets
 
 AXOLOTL = """
 base_model: NousResearch/Llama-3.2-1B
@@ -309,6 +309,19 @@ def test_all_unknown_flags_are_told_at_once_and_a_commands_own_are_proposed():
         parse_flags(["--outputdir", "x", "--log-lvel", "debug", "--flash_attention"], ["--log-level"])
     remedies = [error.remedy for error in (caught.value, *caught.value.also)]
     assert remedies == ["Did you mean 'output_dir'?", "Did you mean '--log-level'?", "Leave it out."]
+
+
+@pytest.mark.parametrize(
+    ("read", "words", "meant"),
+    [
+        (parse_flags, ["--amsgrad", "true"], "optimizer.amsgrad"),
+        (parse_sets, ["label_smoothing=0.1"], "loss.label_smoothing"),
+    ],
+)
+def test_an_option_of_a_part_without_its_kind_is_proposed_with_it(read, words, meant):
+    with pytest.raises(LuthierError) as caught:
+        read(words)
+    assert f"'{meant}'" in caught.value.remedy
 
 
 def test_other_tools_spellings_are_never_proposed():

@@ -152,8 +152,12 @@ def export(
     log_file: LogFile = None,
 ) -> Any:
     """Write a trained model in another tool's format, and compare."""
+    from luthier.plugins.registry import installed_plugins
+    from luthier.recipe.parts import find_part
+
     path = Path(locate_model(str(path)))
     chosen = {"name": format_, **_exporter_options(option or ())}
+    find_part(chosen, "exporter", "format", installed_plugins())  # before torch is imported
     api = start_api(log_level, log_format, log_file)
     exported = api.export(path, chosen, output_dir, base=base, dry_run=dry_run, step=step, best=best)
     document = {"folder": exported.folder, "format": exported.format, "distribution": exported.distribution,

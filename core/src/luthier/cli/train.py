@@ -13,7 +13,7 @@ from luthier.cli import overfit
 from luthier.cli.plan import answer_plan
 from luthier.cli.screen import launch_ranks as launch
 from luthier.cli.screen.answers import Answer
-from luthier.cli.screen.early_checks import check_places, check_rows
+from luthier.cli.screen.early_checks import check_chosen_parts, check_places, check_rows
 from luthier.cli.screen.flags import AllowChanged, Json, LogFile, LogFormat, LogLevel, is_first_speaker, start_api
 from luthier.cli.screen.recipe_arguments import Help, Sets, read_recipe, show_help
 
@@ -77,6 +77,7 @@ def _checked_recipe(context: typer.Context, sets: Sets) -> Recipe:
     if is_first_speaker():
         check_places(recipe)
     if "RANK" not in os.environ:
+        check_chosen_parts(recipe)
         check_rows(recipe)
     return recipe
 

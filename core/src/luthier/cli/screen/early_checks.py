@@ -32,6 +32,15 @@ def check_places(recipe: Recipe) -> None:
         check_writable(Path(recipe.output_dir))
 
 
+def check_chosen_parts(recipe: Recipe) -> None:
+    """Raise what a run would raise for parts that do not go together, whatever its device is."""
+    from luthier.recipe import resolve_parts
+    from luthier.recipe.checks.soundness import check_parts
+
+    if recipe.trainer is None:  # another trainer has its own checks
+        check_parts(recipe, resolve_parts(recipe), recipe.device.partition(":")[0])
+
+
 def check_rows(recipe: Recipe) -> None:
     """Raise what is wrong with the first rows of local files, if the libraries that prepare rows are installed."""
     if all(map(find_spec, ("numpy", "tokenizers", "jinja2"))):
