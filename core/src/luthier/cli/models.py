@@ -13,7 +13,7 @@ from luthier.cli.completion.commands import complete_exporter, complete_model
 from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.chat.answer_views import write_piece
 from luthier.cli.screen.chat.piped_text import read_piped_text
-from luthier.cli.screen.early_checks import locate_model
+from luthier.cli.screen.early_checks import check_exporter, locate_model
 from luthier.cli.screen.flags import Best, Json, LogFile, LogFormat, LogLevel, Step, start_api
 from luthier.cli.screen.tables import draw_serving
 from luthier.errors import LuthierError
@@ -152,12 +152,9 @@ def export(
     log_file: LogFile = None,
 ) -> Any:
     """Write a trained model in another tool's format, and compare."""
-    from luthier.plugins.registry import installed_plugins
-    from luthier.recipe.parts import find_part
-
     path = Path(locate_model(str(path)))
     chosen = {"name": format_, **_exporter_options(option or ())}
-    find_part(chosen, "exporter", "format", installed_plugins())  # before torch is imported
+    check_exporter(chosen)
     api = start_api(log_level, log_format, log_file)
     exported = api.export(path, chosen, output_dir, base=base, dry_run=dry_run, step=step, best=best)
     document = {"folder": exported.folder, "format": exported.format, "distribution": exported.distribution,

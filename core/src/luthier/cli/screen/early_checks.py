@@ -6,9 +6,10 @@ import contextlib
 import difflib
 import os
 import tempfile
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from luthier.errors import LuthierError, unwritable_path
 
@@ -39,6 +40,14 @@ def check_chosen_parts(recipe: Recipe) -> None:
 
     if recipe.trainer is None:  # another trainer has its own checks
         check_parts(recipe, resolve_parts(recipe), recipe.device.partition(":")[0])
+
+
+def check_exporter(chosen: Mapping[str, Any]) -> None:
+    """Raise for an exporter `{name: ..., options}` that is not installed, or has not one of the options."""
+    from luthier.plugins.registry import installed_plugins
+    from luthier.recipe.parts import find_part
+
+    find_part(chosen, "exporter", "format", installed_plugins())
 
 
 def check_rows(recipe: Recipe) -> None:
