@@ -70,6 +70,7 @@ def train(gate: Gate, method: dict[str, Any]) -> None:
     length = method.pop("sequence", 0)  # of rows of random tokens, in the place of gsm8k's
     rows = blocks(BLOCKS + HELD_OUT, length) if length else token_rows(ROWS + HELD_OUT)
     steps: list[dict[str, float]] = []
+    shares: list[float] = []  # of the parameters that train, before the handed model gets its own flags back
     kept = Kept(model)
 
     class Turns:
@@ -78,6 +79,7 @@ def train(gate: Gate, method: dict[str, Any]) -> None:
             if not gate.arrive(**(steps[-1] if steps else {})):
                 run.request_stop("measured")
             if not steps:  # the first step's time is not measured
+                shares.append(_trained_share(model))
                 kept.begin()
 
         @luthier.event
@@ -103,6 +105,9 @@ def train(gate: Gate, method: dict[str, Any]) -> None:
             lr_scheduler_type="constant",
             **method,
         )
-        trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
-        share = trained / sum(p.numel() for p in run.model.parameters())
-        gate.close(loss=held_out_loss(run.model, rows[-HELD_OUT:]), share=share, kept=kept.bytes)
+        gate.close(loss=held_out_loss(run.model, rows[-HELD_OUT:]), share=shares[0], kept=kept.bytes)
+
+
+def _trained_share(model: Any) -> float:
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(count for count, trains in counts if trains) / sum(count for count, _ in counts)

@@ -40,8 +40,9 @@ def cases(arguments: argparse.Namespace) -> Iterator[Row]:
 def _steps(name: str, pair: tuple[dict[str, Any], dict[str, Any]], arguments: argparse.Namespace) -> Row:
     """Compare the steps of two methods.
 
-    `trained_share` is the number of trained parameters over that of all parameters of the model with its adapter. The
-    frozen bases and first triplets of OSFT count among all, so that its share is below trained over base parameters.
+    `trained_share` is the number of trained parameters over that of all parameters of the model with its adapter, as a
+    step finds them. The frozen bases and first triplets of OSFT count among all, so that its share is below trained over
+    base parameters. PEFT's are buffers and do not count.
     """
     shared = {"vocabulary": arguments.vocabulary, "global_batch_size": arguments.batch}
     sides = [Side("methods:train", {**method, **shared}, arguments.threads) for method in pair]
@@ -50,7 +51,9 @@ def _steps(name: str, pair: tuple[dict[str, Any], dict[str, Any]], arguments: ar
             side.turn()
     rates = [median([t["tokens"] / t[arguments.clock] for t in side.turns[WARM:]]) for side in sides]
     own, peer = (side.end() for side in sides)
-    memory = {"memory_mib": own["whole_peak"] / 2**20, "peer_memory_mib": peer["whole_peak"] / 2**20}
+    figures = {"memory": "whole_peak", "activations": "kept"}
+    memory = {f"{whose}{figure}_mib": side[name] / 2**20 for figure, name in figures.items()
+              for whose, side in (("", own), ("peer_", peer))}  # fmt: skip
     more = {**memory, "trained_share": own["share"], "peer_trained_share": peer["share"]}
     return Row.rate(name, *rates, "tokens/s", more=more)
 

@@ -17,6 +17,7 @@ _HOMES = {
     "luthier.model.load": ("find_model_folder",),
     "luthier.model.offline_import": ("import_offline",),
     "luthier.model.operations.tensor_source": ("TensorSource", "find_source"),
+    "luthier.precision.weight_dtypes": ("wide_weight",),
     "luthier.model.weights.base_copies": ("drop_base_copies",),
     "luthier.model.weights.dense_layers": ("check_finite_weights", "choose_dense_layers", "replace_dense_layers"),
     "luthier.model.weights.token_rows": (
@@ -216,6 +217,7 @@ if TYPE_CHECKING:
         QuantizerRecord,
         TrainerRecord,
     )
+    from luthier.precision.weight_dtypes import wide_weight
     from luthier.recipe import Recipe
     from luthier.state_tree import check_tensors, fill_tensors
     from luthier.training.run import Run

@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from luthier import wide_weight
 from luthier.precision import rounding
 from luthier.precision.rounding import join_halves, round_stochastically, split_halves
+from luthier.precision.weight_dtypes import hold_weight
 from torch.utils._python_dispatch import TorchDispatchMode
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -29,6 +31,19 @@ def test_the_upper_half_is_the_nearest_but_for_ties(x):
     top, nearest = split_halves(x.clone())[0].float(), x.to(torch.bfloat16).float()
     small = x.abs() < 1e38  # above, the nearest may be infinity
     assert torch.equal((top - x).abs()[small], (nearest - x).abs()[small])
+
+
+@pytest.mark.parametrize("published", [torch.float32, torch.bfloat16])
+def test_a_weight_is_wide_if_it_has_more_than_16_bits_wherever_they_are(published):
+    weight = torch.nn.Parameter(torch.randn(4, 3).to(published).float(), requires_grad=False)
+    whole = weight.detach().clone()
+    assert torch.equal(wide_weight(weight), whole)
+    assert wide_weight(whole.bfloat16()) is None and torch.equal(wide_weight(whole.double()), whole.double())
+    hold_weight(weight, torch.bfloat16)
+    if published is torch.bfloat16:
+        assert wide_weight(weight) is None
+    else:
+        assert torch.equal(wide_weight(weight), whole)
 
 
 def test_every_pattern_of_bits_near_a_tie_comes_back():

@@ -106,6 +106,20 @@ def test_the_first_singular_triplets_of_the_new_weight_within_the_protected_subs
     assert torch.allclose(u[:, :rank].T @ after, s[:rank, None] * v[:rank], atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_of_factors_are_projected_in_the_dtype_of_the_products_they_come_from(shape):
+    weight, found = drawn(*shape) / 5, {}
+    layer = wrapped(weight, 18, FactoredLayer)
+    for low in (False, True):
+        layer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+            layer(drawn(128, shape[1])).float().square().sum().backward()
+        layer.project_gradients()
+        found[low] = layer.left.grad @ layer.right.grad
+        assert layer.left.grad.dtype is torch.float32 and leak(weight, found[low], 18) < (1e-2 if low else 1e-6)
+    assert (found[True] - found[False]).norm() < 0.05 * found[False].norm()
+
+
 def test_decay_alone_moves_nothing_that_is_protected():
     weight = drawn(32, 24)
     layer = wrapped(weight, 18, FactoredLayer)
@@ -140,6 +154,7 @@ def test_both_complements_are_orthonormal_and_belong_to_one_decomposition(drawn_
         assert torch.allclose(basis.T @ basis, torch.eye(size - rank, dtype=torch.float64), atol=1e-10)
         x = drawn(3, size, dtype=torch.float64)
         assert torch.allclose(held.project(x), x @ basis, atol=1e-10)
+        assert torch.allclose(held.keep(x), x @ basis @ basis.T, atol=1e-10)
         bases.append(basis)
     outer, inner = bases
     kept_out, kept_in = (torch.eye(len(b), dtype=torch.float64) - b @ b.T for b in bases)
@@ -147,6 +162,16 @@ def test_both_complements_are_orthonormal_and_belong_to_one_decomposition(drawn_
     assert torch.allclose((outer @ outer.T) @ weight @ kept_in, torch.zeros_like(weight), atol=1e-7)
     best = torch.linalg.svdvals(weight)[:rank].square().sum()
     assert torch.allclose((kept_out @ weight @ kept_in).square().sum(), best, rtol=1e-7, atol=1e-9)
+
+
+def test_a_complement_projects_onto_the_tensors_that_were_last_copied_into_it():
+    layer = wrapped(drawn(24, 12), 6)
+    x = drawn(3, 24)
+    for seed in (1, 2):
+        weight = drawn(24, 12, seed=seed)
+        layer.begin(decompose(weight, 6), 6)
+        kept = torch.linalg.svd(weight).U[:, :6]
+        assert torch.allclose(layer.out_side.keep(x), x - x @ kept @ kept.T, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,15 @@ def whole_weight(parameter: Tensor) -> Tensor:
     return parameter.detach() if holder is None else holder.whole()
 
 
+def wide_weight(parameter: Tensor) -> Tensor | None:
+    """Return a weight with all its bits; None if it has no more than 16, or if some lie on another device."""
+    holder = getattr(parameter, "held", None)
+    if holder is None:
+        return parameter.detach() if parameter.element_size() > 2 else None
+    near = holder.rest is not None and holder.rest.device == parameter.device
+    return holder.whole() if near else None
+
+
 @torch.no_grad()
 def fill_parameter(parameter: Tensor, weight: Tensor) -> None:
     """Copy a weight into a parameter, held or not."""

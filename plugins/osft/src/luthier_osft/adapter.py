@@ -82,8 +82,7 @@ class OsftAdapter:
     def gradients_ready(self) -> None:
         """Project the gradients of factors before clipping, so that the norm is that of the usable part."""
         for layer in self._factored():
-            if layer.left.grad is not None and layer.right.grad is not None:
-                layer.project(layer.left.grad, layer.right.grad)
+            layer.project_gradients()
 
     def stepped(self, progress: Progress) -> None:
         """Project the factors back into their subspace, which optimizers leave."""

@@ -61,6 +61,22 @@ class Complement(nn.Module):
         inner = functional.linear(functional.linear(rows, vectors.T), factor.T)
         return rows[..., k:] - functional.linear(inner, vectors[k:]).to(rows.dtype)
 
+    def keep(self, rows: Tensor) -> Tensor:  # [..., n] -> [..., n]
+        """Return Q Q^T x for each row x.
+
+        From reflectors it is x - H H^T x, where H = (I - Y T Y^T) I_k are the directions: two products with Y.
+        """
+        if hasattr(self, "basis"):
+            return self.expand(self.project(rows))
+        if not hasattr(self, "vectors"):
+            return rows
+        vectors, factor = _like(self.vectors, rows), _like(self.factor, rows)
+        k = factor.shape[0]
+        inner = functional.linear(functional.linear(rows, vectors.T), factor.T)
+        found = rows[..., :k] - functional.linear(inner, vectors[:k])  # H^T x
+        inner = functional.linear(functional.linear(found, vectors[:k].T), factor)
+        return rows - functional.pad(found, (0, self.size - k)) + functional.linear(inner, vectors).to(rows.dtype)
+
 
 def complement_shapes(size: int, rank: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors for the complement of `rank` directions of `size`."""

@@ -7,12 +7,17 @@ from typing import Any
 
 import attrs
 import torch
+from luthier import wide_weight
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from luthier_osft.complement import Complement, complement_shapes
-from luthier_osft.product import changed_product, computes_product, product_dtype
+from luthier_osft.product import changed_product, composed_product, computes_product, product_dtype, token_factor
+
+COMPOSED = (
+    2.0  # token factor from which adding up pays: equal on a Zen 4 core at 500 tokens by 512 x 512, or 1280 x 512
+)
 
 
 @attrs.define
@@ -41,7 +46,7 @@ class OsftLayer(nn.Module):
         super().__init__()
         self.base_layer, self.switch, self.rank = base_layer, switch, rank
         self.in_features, self.out_features = count_features(base_layer) or (0, 0)
-        self.dtype = torch.float64 if _is_double(base_layer) else torch.float32
+        self.dtype = self.computed = torch.float64 if _is_double(base_layer) else torch.float32
         self.before: nn.Parameter | None
         self.register_parameter("before", None)
         self.earlier: dict[str, Tensor] | None = None
@@ -92,8 +97,9 @@ class OsftLayer(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # x [..., in]
         if not self.switch.enabled:
             return self.base_layer(x, *args, **kwargs)
+        self.computed = product_dtype(x)
         if not args and not kwargs and self._is_product(x):
-            return self._product(x)
+            return self._product(x.to(self.computed))
         if self.before is None:
             result = self.base_layer(x, *args, **kwargs)
         else:
@@ -106,26 +112,45 @@ class OsftLayer(nn.Module):
 
         The basis of the longer side is applied to C, and may be stored as reflectors.
         """
-        dtype = product_dtype(x)
-        exact = dtype is torch.bfloat16 or torch.promote_types(dtype, self.dtype) == dtype
         outer = self.out_features > self.in_features or hasattr(self.out_side, "basis")
         inner = self.out_features < self.in_features or hasattr(self.in_side, "basis")
-        return exact and outer and inner and computes_product(self.base_layer, x)
+        return self._is_exact(product_dtype(x)) and outer and inner and computes_product(self.base_layer, x)
+
+    def _is_exact(self, dtype: torch.dtype) -> bool:
+        """Return True if a product of this dtype needs no other for its change."""
+        return dtype is torch.bfloat16 or torch.promote_types(dtype, self.dtype) == dtype
 
     def _product(self, x: Tensor) -> Tensor:
-        """Return the output with the base and the change as one operation, in the order of `change`."""
+        """Return the output with the base and the change as one operation.
+
+        Products in 16 bits round a wider weight. If there are many tokens, the change is added to it before that. In a
+        weight that has 16 bits itself, a small change would be rounded away.
+        """
         base: Any = self.base_layer
         weight = base.weight if self.before is None else self.before
-        dtype, core = product_dtype(x), self._used_core()
+        pays = x.element_size() == 2 and token_factor(x, self.out_features, self.in_features) > COMPOSED
+        wide = wide_weight(weight) if pays else None
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(dtype)
-            if self.out_features > self.in_features:
-                outer = self.out_side.expand(core.T.to(dtype))  # [in - k, out]
-                return changed_product(x, weight, base.bias, self.in_side.basis, None, outer.T)
-            if self.out_features < self.in_features:
-                inner = self.in_side.expand(core.to(dtype))  # [out - k, in]
-                return changed_product(x, weight, base.bias, inner.T, None, self.out_side.basis)
-            return changed_product(x, weight, base.bias, self.in_side.basis, core, self.out_side.basis)
+            if wide is None:
+                return changed_product(x, weight, base.bias, *self._narrow_factors(x.dtype))
+            return composed_product(x, wide, base.bias, *self._factors(x.dtype))
+
+    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return V [in, v] and U [out, v], whose product U V^T is the change.
+
+        The basis of the longer side is applied to C, which has fewer rows than x.
+        """
+        core = self._used_core().to(dtype)
+        if self.out_features < self.in_features:
+            return self.in_side.expand(core).T, self.out_side.basis
+        return self.in_side.basis, self.out_side.expand(core.T).T
+
+    def _narrow_factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return V, C and U, whose product U C V^T is the change, C being None if it is part of the others."""
+        if self.out_features == self.in_features:
+            return self.in_side.basis, self._used_core(), self.out_side.basis
+        inner, outer = self._factors(dtype)
+        return inner, None, outer
 
     def change(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
         """Return Q_U C Q_V^T x. The basis of the longer side is applied to C, which has fewer rows than x."""
