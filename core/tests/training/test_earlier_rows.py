@@ -80,3 +80,12 @@ def test_the_rate_falls_from_task_to_task_but_for_a_tasks_own(tmp_path):
     with pytest.raises(LuthierError) as refused:
         luthier.continual(given, learning_rate="auto", output_dir=tmp_path / "out", dry_run=True)
     assert (refused.value.code, refused.value.where) == ("recipe-conflict", "learning_rate_decay")
+
+
+def test_a_finished_sequence_is_not_taken_for_one_with_another_share_of_earlier_rows(recipe_file):
+    own = {"max_steps": 1, "adapter": "lora", "eval_base": False}
+    first = luthier.continual(recipe_file, **own, replay_share=0.5)
+    assert luthier.continual(recipe_file, **own, replay_share=0.5).metrics == first.metrics
+    with pytest.raises(LuthierError) as refused:
+        luthier.continual(recipe_file, **own)
+    assert refused.value.code == "data-changed"

@@ -61,7 +61,7 @@ def train(
         world.decide(lambda: checkpoint.require_checkpoint(resume))
     place = Place.of(world.decide(lambda: find_place(recipe, objects, fresh=fresh, allowed=allowed).to_dict()))
     if place.done:
-        return _done(place, recipe, objects)
+        return _done(place, recipe, objects, allowed)
     # everything that can be refused is refused before a folder appears
     with keep_randomness(), left_as_given(objects.model):
         past = world.decide(lambda: _past_decisions(place, objects, resume, anew=re_decide))
@@ -92,13 +92,13 @@ def _begins(place: Place, resume: Path | None) -> bool:
     return not goes_on and "resumed_from" not in (place.record or {})
 
 
-def _done(place: Place, recipe: Recipe, objects: Objects) -> Run:
-    """Return the finished run. Raises if rows from Python differ from then, which the recipe cannot tell."""
-    if objects.data is not None:
+def _done(place: Place, recipe: Recipe, objects: Objects, allowed: frozenset[str]) -> Run:
+    """Return the finished run. Raises if rows differ of which the recipe does not tell: from Python, or of a task."""
+    if objects.data is not None or objects.task is not None:
         tokenizer = objects.tokenizer or tokenizer_of(recipe.model)
         wanted = Wanted.of_part(resolve_parts(recipe).loss)
         now = {"data": prepared_data(recipe, objects, tokenizer, wanted).train.fingerprint}
-        changes.refuse_changes(changes.find_changes(place.record or {}, now), frozenset(), str(place.folder))
+        changes.refuse_changes(changes.find_changes(place.record or {}, now), allowed, str(place.folder))
     return tell_finished(place.folder, (recipe, objects), place.record)
 
 
