@@ -18,8 +18,9 @@ static inline uint16_t to_bf16(float value) {
 // Products of few rows of states [rows, columns] int8 by weight rows `start` to `end` of `total`, from codes -1, 0, 1 or from
 // packed ones. Codes count as codes plus one, which is unsigned as the instruction wants; the sum of the states is taken off.
 typedef struct {
+    const int8_t *states;
     const float *steps, *scales;
-    int64_t stride, total, wide;
+    int64_t stride, rows, columns, start, end, total, wide;
     void *out;
 } Product;
 
@@ -52,8 +53,9 @@ static inline void put_products(const Product *given, int64_t m, const int64_t *
 }
 
 // Sums of x * (code + 1) over the chosen rows.
-static inline void dot_codes(const int8_t *codes, const int64_t *chosen, const int8_t *restrict x, int64_t count,
+static inline void dot_codes(const void *weight, const int64_t *chosen, const int8_t *restrict x, int64_t count,
                              int32_t *sums) {
+    const int8_t *codes = weight;
 #ifdef DOTS
     const __m512i one = _mm512_set1_epi8(1);
     __m512i near[TOGETHER] = {0}, far[TOGETHER] = {0};
@@ -87,25 +89,11 @@ static inline void dot_codes(const int8_t *codes, const int64_t *chosen, const i
 #endif
 }
 
-void multiply_codes(const int8_t *codes, const int8_t *states, const float *steps, const float *scales, int64_t stride,
-                    int64_t rows, int64_t columns, int64_t start, int64_t end, int64_t total, int64_t wide, void *out) {
-    Product given = {steps, scales, stride, total, wide, out};
-    int32_t offsets[MOST_ROWS], sums[TOGETHER];
-    int64_t chosen[TOGETHER], quarter = (end - start + TOGETHER - 1) / TOGETHER;
-    for (int64_t m = 0; m < rows; m++) offsets[m] = sum_states(states + m * columns, columns);
-    for (int64_t n = start; n < start + quarter; n++) {
-        choose_rows(n, quarter, end, chosen);
-        for (int64_t m = 0; m < rows; m++) {
-            dot_codes(codes, chosen, states + m * columns, columns, sums);
-            put_products(&given, m, chosen, sums, offsets[m]);
-        }
-    }
-}
-
 // Sums of x * (code + 1) over the chosen packed rows: byte p of a block holds columns p, p + 64, p + 128, p + 192 at bits
 // 1:0, 3:2, 5:4, 7:6.
-static inline void dot_packed(const uint8_t *packed, const int64_t *chosen, const int8_t *restrict x, int64_t blocks,
+static inline void dot_packed(const void *weight, const int64_t *chosen, const int8_t *restrict x, int64_t blocks,
                               int32_t *sums) {
+    const uint8_t *packed = weight;
 #ifdef DOTS
     const __m512i low = _mm512_set1_epi8(3);
     __m512i even[TOGETHER] = {0}, odd[TOGETHER] = {0};
@@ -136,18 +124,31 @@ static inline void dot_packed(const uint8_t *packed, const int64_t *chosen, cons
 #endif
 }
 
+// One of the two sums above. It is a constant of each caller, and so compiled into it.
+typedef void Dot(const void *weight, const int64_t *chosen, const int8_t *restrict x, int64_t count, int32_t *sums);
+
+static inline __attribute__((always_inline)) void multiply(const Product *given, Dot *dot, const void *weight, int64_t count) {
+    int32_t offsets[MOST_ROWS], sums[TOGETHER];
+    int64_t chosen[TOGETHER], quarter = (given->end - given->start + TOGETHER - 1) / TOGETHER;
+    for (int64_t m = 0; m < given->rows; m++) offsets[m] = sum_states(given->states + m * given->columns, given->columns);
+    for (int64_t n = given->start; n < given->start + quarter; n++) {
+        choose_rows(n, quarter, given->end, chosen);
+        for (int64_t m = 0; m < given->rows; m++) {
+            dot(weight, chosen, given->states + m * given->columns, count, sums);
+            put_products(given, m, chosen, sums, offsets[m]);
+        }
+    }
+}
+
+void multiply_codes(const int8_t *codes, const int8_t *states, const float *steps, const float *scales, int64_t stride,
+                    int64_t rows, int64_t columns, int64_t start, int64_t end, int64_t total, int64_t wide, void *out) {
+    Product given = {states, steps, scales, stride, rows, columns, start, end, total, wide, out};
+    multiply(&given, dot_codes, codes, columns);
+}
+
 // `columns` of the states are those of whole blocks.
 void multiply_packed(const uint8_t *packed, const int8_t *states, const float *steps, const float *scales, int64_t stride,
                      int64_t rows, int64_t columns, int64_t start, int64_t end, int64_t total, int64_t wide, void *out) {
-    Product given = {steps, scales, stride, total, wide, out};
-    int32_t offsets[MOST_ROWS], sums[TOGETHER];
-    int64_t chosen[TOGETHER], quarter = (end - start + TOGETHER - 1) / TOGETHER;
-    for (int64_t m = 0; m < rows; m++) offsets[m] = sum_states(states + m * columns, columns);
-    for (int64_t n = start; n < start + quarter; n++) {
-        choose_rows(n, quarter, end, chosen);
-        for (int64_t m = 0; m < rows; m++) {
-            dot_packed(packed, chosen, states + m * columns, columns / PACKED_BLOCK, sums);
-            put_products(&given, m, chosen, sums, offsets[m]);
-        }
-    }
+    Product given = {states, steps, scales, stride, rows, columns, start, end, total, wide, out};
+    multiply(&given, dot_packed, packed, columns / PACKED_BLOCK);
 }
