@@ -1,5 +1,6 @@
 """Bad input to quantizers and exports: each is refused by name before work starts, and nothing is left that looks whole."""
 
+import json
 import shutil
 
 import luthier
@@ -116,6 +117,19 @@ def test_a_step_after_the_first_that_measures_too_few_tokens_is_found_before_the
         luthier.train(**{**settings, "max_steps": 3}, global_batch_size=3, output_dir=tmp_path / "run")
     assert (caught.value.code, caught.value.where) == ("recipe-conflict", "quantizer.calibration_samples")
     assert luthier.train(**settings, global_batch_size=3, output_dir=tmp_path / "run").steps == 2
+
+
+def test_a_stream_whose_first_step_measures_too_few_tokens_is_found_before_the_run(bases, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    settings = settings_of(bases / "dense", {**CALIBRATED, "calibration_samples": 57})
+    settings["data"] = {"train": [{"path": str(tmp_path / "rows.jsonl")}], "streaming": True, "max_length": 64}
+    settings |= {"output_dir": tmp_path / "run", "max_tokens_per_device": 256, "max_steps": 1}
+    with pytest.raises(LuthierError) as caught:
+        luthier.train(**settings)
+    assert (caught.value.code, caught.value.where) == ("recipe-conflict", "quantizer.calibration_samples")
+    assert "has 56" in str(caught.value) and not (tmp_path / "run").exists()
+    settings["quantizer"]["calibration_samples"] = 56
+    assert luthier.train(**settings).steps == 1
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,10 @@ def check_prompts(prepared: Prepared, recipe: SettledRecipe, packing: Packing, m
 def check_tokens(setup: Setup) -> None:
     """Raise `recipe-conflict` if the first micro-batch of a step, its largest, has too few tokens for the quantizer.
 
-    The rows of a stream are not known before they are read.
+    Of a stream only the first step is looked at, as its later rows are not known before they are read.
     """
-    if not isinstance(setup.train, TokenDataset):
-        return
-    total = FIRST_STEPS if setup.feed.total is None else min(setup.feed.total, FIRST_STEPS)
+    known = FIRST_STEPS if isinstance(setup.train, TokenDataset) else 1
+    total = known if setup.feed.total is None else min(setup.feed.total, known)
     needs = ((step, *need) for step in range(total) for need in setup.quantizer.needed_tokens(step).items())
     counted = [(_count_tokens(setup, step), step, option, needed) for step, option, needed in islice(needs, COUNTED)]
     short = [counts for counts in counted if counts[0] < counts[-1]]
