@@ -1,5 +1,6 @@
 """Evenly spaced levels: known answers, gradients by hand formulas, ranges, schedules, calibration."""
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError, Progress
+from luthier.logs import set_up
 from luthier.testing import expect_error
 from luthier.testing.contexts import context
 from luthier.testing.worlds import tiny_model
@@ -231,15 +233,19 @@ def test_a_schedule_goes_from_the_latent_weight_to_the_quantized_one(kind):
     assert share == pytest.approx({"linear": 0.5, "cosine": 0.5, "exponential": 0.0759}[kind], abs=1e-3)
 
 
-def test_stages_of_bits_follow_each_other():
+def test_stages_of_bits_follow_each_other_and_each_beginning_is_logged(capsys):
     model, part = quantized(Qat(bits=2, bits_stages=[8.0, 4.0]))
     layer = next(iter(find_uniform(model).values()))
     seen = []
+    set_up("info", "json")
     for step in range(9):
         part.progressed(Progress(step=step, total_steps=9, epoch=0.0))
         seen.append(layer.phase.bits)
         assert len(layer.dense()[0].unique()) <= 2**layer.phase.bits
     assert seen == [8, 8, 8, 4, 4, 4, 2, 2, 2]
+    set_up("warning")
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["step"], line["bits"]) for line in told if line["event"] == "stage"] == [(0, 8), (3, 4), (6, 2)]
 
 
 def test_measures_have_known_answers():

@@ -30,6 +30,9 @@ class Gguf:
         None, help="Largest accepted relative difference of logits; none: the bound of the type.", low=0
     )
     modelfile: bool = option(True, help="Also write an Ollama Modelfile.")
+    ollama: str | None = option(
+        None, help="Also register the export in Ollama under this name, with `ollama create`; none: do not."
+    )
 
 
 @hookimpl
