@@ -1,5 +1,6 @@
 """The optimizers of luthier-optimizers in a run: beside AdamW at equal steps, and resumed bit for bit."""
 
+import json
 from pathlib import Path
 
 import luthier
@@ -27,12 +28,17 @@ def wide_model(tmp_path_factory):
     return str(save_tiny_model(tmp_path_factory.mktemp("wide") / "model", hidden_size=128, intermediate_size=128))
 
 
-def test_it_lowers_the_loss_as_adamw_does_at_equal_steps_and_rate(train, wide_model, tmp_path):
-    losses = []
+def test_it_lowers_the_loss_as_adamw_does_at_equal_steps_and_rate_and_the_log_has_its_bytes(
+    train, wide_model, tmp_path
+):
+    losses, state_bytes = [], []
     for name in ("adamw", "adamw_8bit"):
         settings = {"model": wide_model, "optimizer": name, "adapter": WIDE, "learning_rate": 3e-3, "max_steps": 20}
         run = train(**settings, output_dir=tmp_path / name)
         losses.append(run.loss_history)
+        lines = map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
+        state_bytes += [line["bytes_per_weight"] for line in lines if line["event"] == "optimizer_state"]
+    assert state_bytes[0] == pytest.approx(8, rel=0.01) and 2.03 <= state_bytes[1] < 3  # small factors keep float32
     assert losses[1][-1] < 0.9 * losses[1][0]
     assert losses[1][-1] < 1.05 * losses[0][-1]
 

@@ -15,7 +15,8 @@ from luthier.data.batches.batch import Batch
 from luthier.data.batches.example_feed import Portion
 from luthier.distributed.world import add_numbers
 from luthier.errors import LuthierError
-from luthier.model.weights.shard_tensors import whole_tensor
+from luthier.logs import get_logger
+from luthier.model.weights.shard_tensors import own_shard, whole_tensor
 from luthier.plugins.contracts.metric_names import check_metric_names
 from luthier.plugins.contracts.values import Multipliers, Progress
 from luthier.randomness import seed_all
@@ -29,6 +30,7 @@ from luthier.step.setup import Setup
 from luthier.step.start_weights import sum_penalties
 
 DERIVED_CUT: Final = "derived_cut"  # the share of derived documents whose answer lost its end
+log = get_logger()
 
 
 @attrs.frozen(kw_only=True)
@@ -190,6 +192,16 @@ def _apply(setup: Setup, index: int, portion: Portion, multipliers: Multipliers)
     for group, decay in zip(setup.optimizer.param_groups, setup.decays, strict=True):
         group["lr"] = rate * group.get("lr_scale", 1.0)
         group["weight_decay"] = decay * multipliers.weight_decay
+    without_state = not setup.optimizer.state
     setup.precision.step(setup.optimizer, index)
+    if without_state and setup.optimizer.state:
+        _log_state(setup.optimizer)
     setup.adapter.stepped(Progress(step=index + 1, total_steps=setup.feed.total, epoch=portion.ended))
     return rate
+
+
+def _log_state(optimizer: torch.optim.Optimizer) -> None:
+    """Log how many bytes of state this rank keeps for each of its weights."""
+    kept = [own_shard(v) for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    bytes_per_weight = sum(t.nbytes for t in kept) / max(sum(own_shard(w).numel() for w in optimizer.state), 1)
+    log.debug("optimizer_state", optimizer=type(optimizer).__name__, bytes_per_weight=round(bytes_per_weight, 3))

@@ -7,18 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from luthier import get_logger
 from torch import Tensor
 
 State = dict[str, Any]
-log = get_logger()
 
 
 class Stepper(torch.optim.Optimizer):
     """An optimizer that steps weight by weight. Narrow weights are stepped in float32 and rounded once."""
 
     def __init__(self, groups: list[dict[str, Any]], **defaults: Any) -> None:
-        self.told = False
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, **defaults})
 
     @torch.no_grad()
@@ -31,9 +28,6 @@ class Stepper(torch.optim.Optimizer):
         for number, (group, weight) in enumerate((g, p) for g in self.param_groups for p in g["params"]):
             if weight.grad is not None:
                 self._step_one(weight, group, number)
-        if not self.told:
-            self.told = True
-            log.info("optimizer_state", optimizer=type(self).__name__, bytes_per_weight=round(state_bytes(self), 3))
         return loss
 
     def _step_one(self, weight: Tensor, group: dict[str, Any], number: int) -> None:
