@@ -30,6 +30,7 @@ LATER = (
     "osft",
     "provider_samples",
     "sft",
+    "ternary_dpo",
 )  # whose first steps are like those of another recipe
 
 
