@@ -8,10 +8,13 @@ import sys
 import time
 from io import StringIO
 
+import attrs
 import pytest
 from luthier.builtin.workers.local_worker import is_worker_alive
+from luthier.cli.job_verbs.submit import find_alike
 from luthier.cli.screen.jobs_view import draw_log
 from luthier.jobs.store.job_store import JobStore
+from luthier.plugins.providing.job_records import DataFile, JobSpec
 from rich.console import Console
 
 STEPS = 3
@@ -62,6 +65,22 @@ def test_a_job_is_submitted_followed_listed_shown_and_downloaded(luthier, folder
         plain = luthier(*verb)
         assert plain.status == 0, plain.stderr
         assert plain.stdout.strip()
+
+
+def test_a_second_submission_finds_the_first_as_long_as_it_has_not_ended(folder, tmp_path):
+    store = JobStore(tmp_path / "store")
+    file = DataFile(path=folder / "rows.jsonl", role="train", rows=12, size=9, sha256="aa")
+    first = JobSpec(id="a-1", provider="p", options={}, scope="", model="m", method="sft", settings={"seed": 1},
+                    folder=tmp_path, output_dir=tmp_path / "a-1", files={"train": file})  # fmt: skip
+    second = attrs.evolve(first, id="a-2", output_dir=tmp_path / "a-2", created=5.0)
+    store.add_job(first, 0.0)
+    store.add_job(second, 5.0)
+    assert find_alike(store, second) == ["a-1"]
+    assert find_alike(store, attrs.evolve(second, settings={"seed": 2})) == []
+    assert find_alike(store, attrs.evolve(second, files={"train": attrs.evolve(file, sha256="bb")})) == []
+    store.note_canceled("a-1", "asked", 6.0)
+    assert find_alike(store, second) == []
+    store.close()
 
 
 def test_a_job_that_fails_is_an_error_with_its_reason(luthier, folder):

@@ -15,12 +15,15 @@ from luthier.errors import LuthierError
 if TYPE_CHECKING:
     from luthier.jobs.making.preparing import PreparedJob
     from luthier.jobs.manager import Manager
+    from luthier.jobs.store.job_store import JobStore
+    from luthier.plugins.providing.job_records import JobSpec
     from luthier.recipe.reading.read_recipe import Reading
 
 SUBMIT: Final = """Usage: luthier submit [RECIPE] [OPTIONS]
 
   Submit a recipe as a job: here (--provider local) or at a service. All is
-  checked before anything is sent; a job is never made twice.
+  checked before anything is sent. Each submission makes one job, even if
+  an answer is lost or the terminal is closed.
 
     luthier submit recipe.yaml --provider together --dry-run
     luthier submit recipe.yaml --provider together --wait
@@ -69,6 +72,9 @@ def _send_job(manager: Manager, reading: Reading, max_cost: float | None, *, wai
     def show_prepared(prepared: PreparedJob) -> None:
         named.append(prepared.spec.id)
         draw_findings(prepared)
+        for other in find_alike(manager.store, prepared.spec):
+            note = f"note: job {other} of the same recipe and rows has not ended; this one is another job"
+            make_console(stderr=True).print(note, style="yellow", soft_wrap=True)
 
     with leaving_alone(named):
         job = manager.submit_sync(reading, max_cost=max_cost, listener=show_prepared)
@@ -77,6 +83,19 @@ def _send_job(manager: Manager, reading: Reading, max_cost: float | None, *, wai
     if wait:
         return follow_job(manager, job.id)
     return Answer(document={"job": job.to_dict()}, view=lambda screen: draw_submitted(screen, job))
+
+
+def find_alike(store: JobStore, spec: JobSpec) -> list[str]:
+    """Return the ids of the jobs of the same recipe and rows that had not ended when they were last seen."""
+    wanted = _ask(spec)
+    jobs = store.list_jobs(provider=spec.provider)
+    return [job.id for job in jobs if not job.is_final and job.id != spec.id and _ask(job.spec) == wanted]
+
+
+def _ask(spec: JobSpec) -> tuple[Any, ...]:
+    """Return what a job asks for, the same for a second submission of a recipe."""
+    rows = {role: file.sha256 for role, file in spec.files.items()}
+    return spec.options, spec.scope, spec.model, spec.method, spec.settings, rows
 
 
 def estimate(
