@@ -73,7 +73,7 @@ def _send_job(manager: Manager, reading: Reading, max_cost: float | None, *, wai
         named.append(prepared.spec.id)
         draw_findings(prepared)
         for other in find_alike(manager.store, prepared.spec):
-            note = f"note: job {other} of the same recipe and rows has not ended; this one is another job"
+            note = f"note: job {other} asks for the same, and had not ended when it was last seen; this is another one"
             make_console(stderr=True).print(note, style="yellow", soft_wrap=True)
 
     with leaving_alone(named):
