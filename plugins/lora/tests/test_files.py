@@ -172,7 +172,7 @@ def test_layers_to_transform_is_no_option_of_ours(saved, refused):
 def test_damaged_files_are_refused_with_their_place(saved, attached, refused, name, text):
     (saved / name).write_text(text)
     error = refused(attached(Lora())[1].load, saved)
-    assert error.code == "artifact-mismatch"
+    assert error.code == "file-damaged"
     assert error.where == str(saved / name)
 
 
