@@ -316,6 +316,7 @@ def test_all_unknown_flags_are_told_at_once_and_a_commands_own_are_proposed():
     [
         (parse_flags, ["--amsgrad", "true"], "optimizer.amsgrad"),
         (parse_sets, ["label_smoothing=0.1"], "loss.label_smoothing"),
+        (load_recipe, {"model": "demo", "data": "rows.jsonl", "beta": 0.1}, "loss.beta"),
     ],
 )
 def test_an_option_of_a_part_without_its_kind_is_proposed_with_it(read, words, meant):

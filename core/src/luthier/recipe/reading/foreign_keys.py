@@ -8,9 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import attrs
+
 from luthier.error_lists import flatten_errors
 from luthier.errors import LuthierError
 from luthier.plugins.fields.hints import field_hints
+from luthier.plugins.registry import installed_plugins
 from luthier.plugins.structure import bare_value
 from luthier.recipe.parts import FIELDS
 from luthier.recipe.reading.aliases import ALIASES, READINGS
@@ -117,6 +120,15 @@ def _setting_beside(path: str, value: Any, known: str) -> str | None:
     return f"It stands beside {kind}, not in it: write {written}." if written else None
 
 
+def list_part_options(steps: Sequence[str]) -> list[str]:
+    """Return the paths of an option of installed parts that was written without its kind: `loss.beta` for `beta`."""
+    kinds = FIELDS if len(steps) == 1 else ()
+    offers = [(kind, offer) for kind in kinds for offer in installed_plugins().offers(kind)]
+    classes = [(kind, offer.record.options) for kind, offer in offers if not isinstance(offer.record.options, str)]
+    found = [kind for kind, cls in classes if attrs.has(cls) and steps[0] in attrs.fields_dict(cls)]
+    return [f"{kind}.{steps[0]}" for kind in dict.fromkeys(found)]
+
+
 def _explained(error: LuthierError, tree: Mapping[str, Any]) -> LuthierError:
     path = (error.where or "").rpartition(": ")[2].lstrip("-")
     value = _value_at(tree, path)
@@ -130,7 +142,9 @@ def _explained(error: LuthierError, tree: Mapping[str, Any]) -> LuthierError:
         answer = UNREAD[path][1:]
     if answer is None:
         meant = _meant_option(path, error.remedy or "")
-        advice = _setting_beside(path, value, error.remedy or "") if meant is None else f"Did you mean {meant!r}?"
+        near = [meant] if meant is not None else list_part_options(path.split("."))
+        written = None if near else _setting_beside(path, value, error.remedy or "")
+        advice = f"Did you mean {' or '.join(map(repr, near))}?" if near else written
         if advice is None:
             return error
         answer = error.problem, advice

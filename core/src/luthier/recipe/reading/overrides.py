@@ -11,13 +11,12 @@ import attrs
 from luthier.error_lists import join_errors
 from luthier.errors import LuthierError, suggest_nearest
 from luthier.plugins.fields.hints import field_hints
-from luthier.plugins.registry import installed_plugins
 from luthier.plugins.structure import Written
 from luthier.recipe.parts import FIELDS
 from luthier.recipe.reading import yaml12
 from luthier.recipe.reading.aliases import ALIASES, READINGS
 from luthier.recipe.reading.callback_list import EXACT
-from luthier.recipe.reading.foreign_keys import find_remedy
+from luthier.recipe.reading.foreign_keys import find_remedy, list_part_options
 from luthier.recipe.reading.trackers import REPORT
 from luthier.recipe.schema import Data, Model, Settings
 
@@ -207,17 +206,9 @@ def _refuse_unknown(steps: tuple[str, ...], label: str, own: Sequence[str] = ())
     known = {".".join(path): ".".join(path) for path in _known()}
     known |= {flag.removeprefix("--").replace("-", "_"): flag for flag in own}
     near = [known[name] for name in difflib.get_close_matches(".".join(steps), known, n=2, cutoff=0.6)]
-    near = (list(_options_of_parts(steps[0])) if len(steps) == 1 else []) or near
+    near = list_part_options(steps) or near
     remedy = f"Did you mean {' or '.join(map(repr, near))}?" if near else "List them with --help."
     raise LuthierError("recipe-unknown-option", "there is no such option", where=label, remedy=remedy)
-
-
-def _options_of_parts(name: str) -> Iterator[str]:
-    """Yield the paths of an option that installed parts have: `loss.beta` for `beta`."""
-    for kind in FIELDS:
-        classes = [offer.record.options for offer in installed_plugins().offers(kind)]
-        if any(not isinstance(cls, str) and attrs.has(cls) and name in attrs.fields_dict(cls) for cls in classes):
-            yield f"{kind}.{name}"
 
 
 def _is_known(steps: tuple[str, ...]) -> bool:
