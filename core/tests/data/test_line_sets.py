@@ -40,7 +40,8 @@ KINDS = {
     "weighed": lambda i: chat(i, w=0.5),
     "list": lambda i: "[1]",
     "repeated": lambda i: chat(i).replace('"content"', '"content": "no", "content"', 1),
-    "repeated role": lambda i: chat(i).replace('"role"', '"role" : "user","role"', 1),
+    "repeated role": lambda i: chat(i).replace('"role"', '"role" : "tool","role"', 1),
+    "a role once more": lambda i: chat(i).replace('"role"', '"role" : "user","role"', 1),
     "colons": lambda i: chat(i, 'so: "yes": 1 : 2'),
 }
 DROPPING = {"bad_rows": "drop", "unsupervised": "drop", "max_length": 120}

@@ -82,7 +82,7 @@ REFUSED = {  # rows, and the place that their error names
     "an argument given twice": (
         called([{"function": {"name": "w", "arguments": '{"a": 1, "a": 2}'}}]), "messages[1].tool_calls[0].arguments"
     ),
-    "messages as text with a role given twice": ({"messages": '[{"role": "user", "role": "user"}]'}, "messages"),
+    "messages as text with a role given twice": ({"messages": '[{"role": "user", "role": "tool"}]'}, "messages"),
     "a tool as text with a name given twice": ({**TALK, "tools": ['{"name": "w", "name": "v"}']}, "tools"),
     "tools that are no JSON": ({**TALK, "tools": "["}, "tools"),
     "a tool among others that is none": ({**TALK, "tools": [SCHEMA, "x"]}, "tools[1]"),

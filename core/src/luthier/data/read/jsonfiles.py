@@ -22,15 +22,15 @@ def _refuse_constant(name: str) -> None:
 
 
 class RepeatedKey(ValueError):
-    """An object names one of its keys twice, and only one of the two values could be kept."""
+    """An object names one of its keys twice with different values, of which only one could be kept."""
 
 
 def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in value if names.count(name) > 1)
-        raise RepeatedKey(f"the key {repeated!r} is given twice")
+        for name, given in pairs:
+            if json.dumps(given) != json.dumps(value[name]):  # 1 and true are equal in Python
+                raise RepeatedKey(f"the key {name!r} is given twice, with different values")
     return value
 
 
@@ -41,7 +41,7 @@ QUICK_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)  # of a
 def parse_json(text: str, start: int = 0, decoder: json.JSONDecoder = DECODER) -> tuple[Any, int]:
     """Return the value that begins at `start`, and where it ends.
 
-    Raises ValueError with the reason if there is none, or if an object names a key twice.
+    Raises ValueError with the reason if there is none, or if an object gives a key two different values.
     """
     try:
         value, end = decoder.raw_decode(text, start)
