@@ -24,7 +24,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer", choices=("trl",), default="trl")
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[131072])
     parser.add_argument("--size", choices=SIZES, default="3m", help="parameters without the embeddings")
-    parser.add_argument("--batch", type=int, default=2, help="rows of one step; the peer needs about 2.7 GB for each")
+    parser.add_argument("--batch", type=int, default=2, help="rows of one step; eight of the peer need more than 23 GB")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
 
 

@@ -142,3 +142,11 @@ def test_a_merge_that_lowers_the_held_out_loss_is_kept_as_without_a_gate(setting
     for one, other in zip(plain.runs, gated.runs, strict=True):
         for before, after in zip(pair(one), pair(other), strict=True):
             assert all(torch.equal(torch.as_tensor(before[n]), torch.as_tensor(after[n])) for n in before)
+
+
+def test_a_gate_by_the_held_out_loss_is_refused_where_no_rows_are_held_out(settings, tmp_path):
+    recipe = {name: value for name, value in settings.items() if name != "tasks"}
+    recipe |= {"data": settings["tasks"][0]["data"], "output_dir": str(tmp_path / "run")}
+    with pytest.raises(luthier.LuthierError) as caught:
+        luthier.train(recipe, adapter=Slao(r=4, max_loss_rise=0.1))
+    assert (caught.value.code, caught.value.where) == ("recipe-conflict", "adapter.max_loss_rise")

@@ -27,7 +27,7 @@ def check_metrics(setup: Setup, callbacks: Mapping[str, Any]) -> None:
     """
     _check_tuning(setup)
     needed = {"metric_for_best_model": setup.recipe.metric_for_best_model} if setup.validation is not None else {}
-    for name, part in {**callbacks, "quantizer": setup.quantizer}.items():
+    for name, part in {**callbacks, "quantizer": setup.quantizer, "adapter": setup.adapter}.items():
         needed |= {f"{name}.{option}": metric for option, metric in getattr(part, "needs_metrics", {}).items()}
     if needed and setup.validation is None:
         raise LuthierError("recipe-conflict", "there are no validation rows", where=next(iter(needed)),

@@ -1,6 +1,6 @@
 """The part `slao`: one low-rank pair that trains on task after task, and is merged after each.
 
-Whatever the number of tasks, only three matrices are kept for each layer: A, the B in use, and the other B.
+Whatever the number of tasks, two pairs are kept for each layer: the A and B in use, and another pair.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class SlaoAdapter:
 
     def __init__(self, options: Slao) -> None:
         self.options = options
+        self.needs_metrics = {} if options.max_loss_rise is None else {"max_loss_rise": "eval_loss"}
         self.model: Any = None
         self.layers: dict[str, SlaoLayer] = {}
         self.num_merged = 0  # number of tasks whose B is in the merged B

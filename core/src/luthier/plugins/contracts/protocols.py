@@ -155,7 +155,8 @@ class Adapter(Protocol):
         """Keep what `end_task` did, or take it back, by what it does to the run's held-out rows.
 
         `evaluate()` returns the loss over these rows with the weights as they are; every rank calls it equally often.
-        This method is called after `end_task`, if the run has held-out rows.
+        This method is called after `end_task`, if the run has held-out rows. The attribute `needs_metrics =
+        {"max_loss_rise": "eval_loss"}` names an option that needs them, so that a run without them is refused.
         """
 
 
