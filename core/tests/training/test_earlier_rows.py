@@ -89,3 +89,15 @@ def test_a_finished_sequence_is_not_taken_for_one_with_another_share_of_earlier_
     with pytest.raises(LuthierError) as refused:
         luthier.continual(recipe_file, **own)
     assert refused.value.code == "data-changed"
+
+
+def test_rows_of_a_stream_cannot_come_again_which_is_said_before_the_first_task(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}\n')
+    tasks = [{"name": name, "data": {"train": [str(rows)], "streaming": True}} for name in ("one", "two")]
+    source = {"model": "demo", "max_steps": 1, "tasks": tasks, "replay_share": 0.5}
+    tree, base, sequence, rest = read_sequence(source, {}, {})
+    made = make_tasks(tree, base, sequence.tasks, rest)
+    with pytest.raises(LuthierError) as refused:
+        relate_tasks(made, sequence)
+    assert (refused.value.code, refused.value.where) == ("recipe-conflict", "replay_share")

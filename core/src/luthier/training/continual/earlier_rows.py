@@ -9,8 +9,8 @@ import numpy as np
 
 from luthier.data.examples import TokenDataset
 from luthier.data.stream.row_stream import Stream
-from luthier.errors import LuthierError
 from luthier.logs import get_logger
+from luthier.training.continual.tasks import stream_conflict
 
 log = get_logger()
 
@@ -23,11 +23,11 @@ def add_earlier(
     Each task before gives equally many, or all that it has. Their held-out rows are in none of these sets.
     """
     if not isinstance(own, TokenDataset):
-        raise _streaming()
+        raise stream_conflict()
     sets, first = [own], 1 + (int(own.index.max()) if own.index is not None and len(own) else -1)
     for number, (dataset, wanted) in enumerate(zip(before, _divide(round(share * len(own)), len(before)), strict=True)):
         if not isinstance(dataset, TokenDataset):
-            raise _streaming()
+            raise stream_conflict()
         order = np.random.default_rng([seed, len(before), number]).permutation(len(dataset))
         drawn = TokenDataset.of([dataset[i] for i in sorted(order[:wanted].tolist())])
         if drawn.index is not None and len(drawn):
@@ -42,8 +42,3 @@ def add_earlier(
 def _divide(count: int, parts: int) -> list[int]:
     """Return `count` in parts that differ by one at most."""
     return [count // parts + (number < count % parts) for number in range(parts)]
-
-
-def _streaming() -> LuthierError:
-    problem, remedy = "a stream has no rows to draw from", "Set data.streaming: false, or leave replay_share out."
-    return LuthierError("recipe-conflict", problem, where="replay_share", remedy=remedy)

@@ -131,8 +131,10 @@ def make_tasks(
 def relate_tasks(tasks: Sequence[Task], sequence: TaskSequence) -> list[Task]:
     """Return the tasks with the learning rates and the earlier rows that follow from their order.
 
-    Raises `recipe-conflict` where there is no learning rate to decay.
+    Raises `recipe-conflict` where there is no learning rate to decay, or no rows to draw from.
     """
+    if sequence.replay_share and any(task.recipe.data.streaming for task in tasks):
+        raise stream_conflict()
     factor, related = sequence.learning_rate_decay, list[Task]()
     for number, task in enumerate(tasks):
         recipe = task.recipe
@@ -144,6 +146,12 @@ def relate_tasks(tasks: Sequence[Task], sequence: TaskSequence) -> list[Task]:
         earlier = tuple(before.recipe for before in tasks[:number]) if sequence.replay_share else ()
         related.append(attrs.evolve(task, recipe=recipe, earlier=earlier, replay_share=sequence.replay_share))
     return related
+
+
+def stream_conflict() -> LuthierError:
+    """Return the error for rows that should come again from a stream."""
+    problem, remedy = "a stream has no rows to draw from", "Set data.streaming: false, or leave replay_share out."
+    return LuthierError("recipe-conflict", problem, where="replay_share", remedy=remedy)
 
 
 def place_of(tasks: Sequence[Task], number: int, carried: Path | None = None) -> TaskPlace:
